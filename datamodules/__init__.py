@@ -1,0 +1,18 @@
+"""Data sets, one file each. Classes are imported when first asked for."""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "COCO20i": "datamodules.coco20i",
+    "FSS1000": "datamodules.fss1000",
+    "Folder": "datamodules.folder",
+    "Shapes": "datamodules.shapes",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'datamodules' has no attribute '{name}'")

@@ -1,0 +1,54 @@
+"""Training augmentation of an image and its mask together, through albumentations."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from fssbench.episode import IGNORE
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network at import
+
+Augmentation = Literal["none", "flip", "standard"]
+
+
+def make_augmentation(name: Augmentation) -> Any:
+    """An albumentations pipeline, or None for `none`.
+
+    flip      horizontal flip with probability 0.5
+    standard  flip, scale 0.8-1.2 with shift and rotation up to 10 degrees, brightness/contrast/colour jitter, light blur;
+              pixels that come from outside the image are black with mask 255 (ignore). The strengths are our choice.
+    """
+    if name == "none":
+        return None
+    import albumentations as A
+
+    steps: list[Any] = [A.HorizontalFlip(p=0.5)]
+    if name == "standard":
+        steps += [
+            A.Affine(
+                scale=(0.8, 1.2),
+                translate_percent=(-0.1, 0.1),
+                rotate=(-10, 10),
+                interpolation=cv2.INTER_LINEAR,
+                mask_interpolation=cv2.INTER_NEAREST,
+                fill=0,
+                fill_mask=IGNORE,
+                p=0.8,
+            ),
+            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, p=0.5),
+            A.GaussianBlur(blur_limit=(3, 5), p=0.1),
+        ]
+    return A.Compose(steps)
+
+
+def augment(pipeline: Any, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Apply `pipeline` (or nothing) to image (H, W, 3) uint8 and mask (H, W) uint8, as a function of `seed` alone."""
+    if pipeline is None:
+        return image, mask
+    pipeline.set_random_seed(seed)
+    changed = pipeline(image=image, mask=mask)
+    return changed["image"], changed["mask"]

@@ -1,0 +1,195 @@
+"""COCO-20i (FWB, ICCV 2019; protocols.md 1.2): COCO 2014 in four folds of 20 novel classes, from the official files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datamodules.coco_index import RENDERER, CocoIndex, load_index
+from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.folds import Partition, novel_classes
+from fssbench.dataset import FewShotDataset, Split
+from fssbench.errors import UserError
+from fssbench.images import read_image
+
+CLASS_NAMES = (  # noqa: SIM905 - eighty names in a list literal would take a screen
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
+    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
+    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
+    "teddy bear, hair drier, toothbrush"
+).split(", ")
+"""Names of the classes 1..80, as in the official files."""
+_UNUSED_OFFICIAL_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+OFFICIAL_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_OFFICIAL_IDS)
+"""Official category ids: position c - 1 holds the official id of class c."""
+
+
+class COCO20iDataset(FewShotDataset):
+    """COCO-20i straight from the instances JSON files and the image folders; nothing has to be prepared.
+
+    Class ids 1..80 are COCO's categories sorted by official id. `partition`: `interleaved` (the usual one: fold f tests
+    f + 1, f + 5, ...) or `contiguous` (PANet: 20 f + 1 .. 20 f + 20). Masks are rendered by renderer `clean` (see
+    `coco_index`). Candidates of a class are the images with at least `min_pixels` pixels of it at original size, crowds
+    not counted, in the order of their keys. A key is `<folder name>/<file name>`, e.g.
+    `val2014/COCO_val2014_000000507081.jpg`.
+
+    The four paths are relative to `root`; their defaults are the official layout. Training and test may share an image
+    folder, or both folder and JSON: base and novel classes are disjoint in every fold. Only what a split needs is
+    opened, so testing works without the training images.
+
+    skipped  lines about annotations that could not be used; of a split once its candidates were asked for
+    """
+
+    name: ClassVar[str] = "coco-20i"
+    n_folds = 4
+    episodes_per_class = 100
+    mask_renderer = RENDERER
+    class_partition: Partition
+
+    def __init__(
+        self,
+        root: str | Path,
+        train_images: str = "train2014",
+        train_annotations: str = "annotations/instances_train2014.json",
+        test_images: str = "val2014",
+        test_annotations: str = "annotations/instances_val2014.json",
+        partition: Partition = "interleaved",
+        min_pixels: int = 2048,
+    ) -> None:
+        root = Path(root).expanduser()
+        self.skipped: list[str] = []
+        train = _Source(root / train_images, root / train_annotations, self.skipped)
+        test = _Source(root / test_images, root / test_annotations, self.skipped)
+        if train.folder.name == test.folder.name and train.folder != test.folder:
+            raise UserError(
+                f"Training images {train.folder} and test images {test.folder} have the same folder name, so their "
+                "keys cannot be told apart. Rename one folder."
+            )
+        self._sources: dict[Split, _Source] = {"train": train, "test": train if train == test else test}
+        self.class_partition = partition
+        self.min_pixels = min_pixels
+        self.image_filter = f"min-pixels-{min_pixels}"
+        self.class_names = dict(enumerate(CLASS_NAMES, start=1))
+
+    def novel_classes(self, fold: int) -> tuple[int, ...]:
+        """The 20 classes tested in `fold`; raises `UserError` for a fold outside 0..3."""
+        return novel_classes(sorted(self.class_names), fold, self.n_folds, self.class_partition)
+
+    def candidates(self, class_id: int, split: Split) -> list[str]:
+        """Keys, ascending, of the images of a split with at least `min_pixels` valid pixels of the class."""
+        source = self._sources[split]
+        positions = source.index.images_of(OFFICIAL_IDS[class_id - 1], max(1, self.min_pixels))
+        return [f"{source.folder.name}/{source.index.names[i]}" for i in positions]
+
+    def read_image(self, key: str) -> np.ndarray:
+        """(H0, W0, 3) uint8 RGB; raises `UserError` where the size is not the one the JSON states."""
+        source, position = self._find(key)
+        image = read_image(source.folder / source.index.names[position])
+        height, width = source.index.sizes[position]
+        if image.shape[:2] != (height, width):
+            raise UserError(
+                f"{source.folder / source.index.names[position]} is {image.shape[1]}x{image.shape[0]} pixels, "
+                f"{source.annotations} says {width}x{height}. Use the original images: masks fit only these."
+            )
+        return image
+
+    def read_mask(self, key: str, class_id: int) -> np.ndarray:
+        """(H0, W0) uint8: 1 where an object of the class is, 255 where only a crowd of the class is, else 0."""
+        source, position = self._find(key)
+        return source.index.mask(position, OFFICIAL_IDS[class_id - 1])
+
+    def _find(self, key: str) -> tuple[_Source, int]:
+        folder, _, name = key.partition("/")
+        sources = list(dict.fromkeys(self._sources.values()))
+        found = [source for source in sources if source.folder.name == folder and name in source.positions]
+        if not found:
+            known = " or ".join(dict.fromkeys(f"{source.folder.name}/" for source in sources))
+            raise UserError(
+                f"COCO-20i has no image '{key}' (keys here start with {known}). Build the episodes again from these "
+                "files."
+            )
+        if len(found) > 1:
+            raise UserError(
+                f"{found[0].annotations} and {found[1].annotations} both list {key}, so its masks are ambiguous. Use "
+                "one file for training and test, or remove the image from one of them."
+            )
+        return found[0], found[0].positions[name]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image folder with its instances JSON, opened when first used."""
+
+    folder: Path
+    annotations: Path
+    skipped: list[str] = field(compare=False, repr=False)
+
+    @cached_property
+    def index(self) -> CocoIndex:
+        if not self.folder.is_dir():
+            raise UserError(
+                f"The image folder {self.folder} does not exist. Unpack COCO's {self.folder.name}.zip there, or set "
+                "the path of the images."
+            )
+        index = load_index(self.annotations)
+        for official, name in index.categories.items():
+            expected = CLASS_NAMES[OFFICIAL_IDS.index(official)] if official in OFFICIAL_IDS else "unused"
+            if name != expected:
+                raise UserError(
+                    f"{self.annotations}: category {official} is '{name}', COCO's is '{expected}'. Use a file with "
+                    "COCO's 80 categories, or the folder data set for your own classes."
+                )
+        if index.dropped:
+            self.skipped.append(f"{self.annotations}: {index.dropped} polygons with fewer than three points left out.")
+        return index
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self.index.names)}
+
+
+class COCO20i(EpisodicDataModule):
+    """Episodes of COCO-20i; the folds and how masks are made are described at `COCO20iDataset`.
+
+    Args:
+        root: folder with the official images and annotations; null: `$FSSBENCH_DATA/COCO2014`, else `data/COCO2014`.
+        train_images: folder of the training images, below root.
+        train_annotations: instances JSON of the training images, below root.
+        test_images: folder of the test images, below root.
+        test_annotations: instances JSON of the test images, below root.
+        partition: how the 80 classes are dealt to the four folds: `interleaved` is usual, `contiguous` is PANet's.
+        min_pixels: an image counts for a class that has at least this many pixels in it.
+        kwargs: what every data module takes.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_images: str = "train2014",
+        train_annotations: str = "annotations/instances_train2014.json",
+        test_images: str = "val2014",
+        test_annotations: str = "annotations/instances_val2014.json",
+        partition: Partition = "interleaved",
+        min_pixels: int = 2048,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+        self.files = (train_images, train_annotations, test_images, test_annotations)
+        self.partition: Partition = partition
+        self.min_pixels = min_pixels
+
+    def make_dataset(self) -> COCO20iDataset:
+        """COCO-20i at the configured place."""
+        return COCO20iDataset(data_root(self.root, "COCO2014"), *self.files, self.partition, self.min_pixels)
+
+    def number_of_folds(self) -> int:
+        """Four, known without opening a file."""
+        return COCO20iDataset.n_folds

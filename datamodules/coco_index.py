@@ -1,0 +1,223 @@
+"""Masks of a COCO instances JSON, rendered once per (image, class) and kept in a small cache file.
+
+The official JSON files hold up to 600,000 annotations in 330 MB of text: too slow to parse for every run and too large
+to hold in every loader worker. `load_index` renders each (image, class) pair once with pycocotools as a run-length code
+of a few hundred bytes, counts its pixels, and keeps all of them in one compressed file named after the JSON's SHA-256.
+
+Renderer `clean` (protocols.md 1.2): the mask of a class is the union of all polygons, compressed and uncompressed
+run-length codes of that class; regions marked as crowds of that class are ignored (255) where no object of the class
+covers them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import warnings
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from pycocotools import mask as rle_tools
+from tqdm import tqdm
+
+from fssbench.errors import UserError
+from fssbench.files import sha256_file, written_whole
+
+RENDERER = "clean"
+_VERSION = 1  # of the cache file: raise it whenever the rendering or the layout below changes
+_IMAGE_STEP = 1 << 17  # room for 65,536 category ids
+
+
+def _code(image: int, category: int, crowd: bool) -> int:
+    return image * _IMAGE_STEP + category * 2 + crowd
+
+
+@dataclass(frozen=True)
+class CocoIndex:
+    """All masks of one instances JSON. Arrays, not objects, so that loader workers share the memory.
+
+    names       file names of the I images, ascending
+    categories  official category id -> name
+    sizes       (I, 2) int32 height and width of each image
+    codes       (M,) int64, ascending: `_code(image, category, crowd)` of each of the M masks
+    pixels      (M,) int64 pixels of each mask
+    ends        (M + 1,) int64 bounds of each mask's run-length code in `runs`
+    runs        (R,) uint8 compressed COCO run-length codes, one after the other
+    dropped     number of polygons without area (fewer than three points), which no renderer can fill
+    """
+
+    names: tuple[str, ...]
+    categories: dict[int, str]
+    sizes: np.ndarray
+    codes: np.ndarray
+    pixels: np.ndarray
+    ends: np.ndarray
+    runs: np.ndarray
+    dropped: int
+
+    def images_of(self, category: int, min_pixels: int) -> np.ndarray:
+        """Positions of the images whose mask of a category has at least `min_pixels` pixels (crowds do not count)."""
+        chosen = (self.codes % _IMAGE_STEP == _code(0, category, False)) & (self.pixels >= min_pixels)
+        return self.codes[chosen] // _IMAGE_STEP
+
+    def mask(self, image: int, category: int) -> np.ndarray:
+        """(H0, W0) uint8 {0, 1, 255} mask of a category in the image at position `image`."""
+        height, width = self.sizes[image]
+        mask = np.zeros((height, width), np.uint8)
+        for crowd, value in ((True, 255), (False, 1)):
+            code = _code(image, category, crowd)
+            at = int(np.searchsorted(self.codes, code))
+            if at < len(self.codes) and self.codes[at] == code:
+                runs = self.runs[self.ends[at] : self.ends[at + 1]].tobytes()
+                mask[rle_tools.decode({"size": [int(height), int(width)], "counts": runs}).astype(bool)] = value
+        return mask
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
+    return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
+
+
+def load_index(annotations: Path) -> CocoIndex:
+    """The index of an instances JSON: from the cache, or rendered (minutes for train2014) and cached.
+
+    Raises `UserError` where the file is missing or is no instances JSON.
+    """
+    if not annotations.is_file():
+        raise UserError(
+            f"{annotations} does not exist, expected a COCO instances JSON. Unpack annotations_trainval2014.zip of "
+            "cocodataset.org there, or set the path of the annotations."
+        )
+    cached = cache_folder() / f"coco-{RENDERER}-v{_VERSION}-{sha256_file(annotations)}.npz"
+    if cached.is_file():
+        try:
+            return _load(cached)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            pass  # damaged: made anew and replaced below
+    index = _render(annotations)
+    try:
+        _save(cached, index)
+    except UserError as error:
+        warnings.warn(f"{error} The masks of {annotations} are rendered again in every run.", stacklevel=2)
+    return index
+
+
+def _save(path: Path, index: CocoIndex) -> None:
+    texts = json.dumps({"names": index.names, "categories": list(index.categories.items())}).encode()
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            texts=np.frombuffer(texts, np.uint8),
+            sizes=index.sizes,
+            codes=index.codes,
+            pixels=index.pixels,
+            ends=index.ends,
+            runs=index.runs,
+            dropped=np.array(index.dropped),
+        )
+
+
+def _load(path: Path) -> CocoIndex:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    texts = json.loads(arrays.pop("texts").tobytes())
+    names, categories = tuple(texts["names"]), dict(texts["categories"])
+    return CocoIndex(names, categories, dropped=int(arrays.pop("dropped")), **arrays)
+
+
+def _render(annotations: Path) -> CocoIndex:
+    images, by_image, categories = _parse(annotations)
+    codes: list[int] = []
+    pixels: list[int] = []
+    runs: list[bytes] = []
+    dropped = 0
+    for position, image in enumerate(
+        tqdm(images, f"rendering masks of {annotations.name}", delay=3, mininterval=1, unit="image")
+    ):
+        height, width = image["size"]
+        pieces: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in by_image.pop(image["id"], ()):
+            code = _code(position, annotation["category_id"], bool(annotation.get("iscrowd", 0)))
+            parts, skipped = _run_lengths(annotation, height, width, annotations)
+            pieces[code] += parts
+            dropped += skipped
+        for code in sorted(pieces):
+            if pieces[code]:
+                union = rle_tools.merge(pieces[code])
+                codes.append(code)
+                pixels.append(int(rle_tools.area(union)))
+                runs.append(union["counts"])
+    return CocoIndex(
+        names=tuple(image["file_name"] for image in images),
+        categories=categories,
+        sizes=np.array([image["size"] for image in images], np.int32).reshape(-1, 2),
+        codes=np.array(codes, np.int64),
+        pixels=np.array(pixels, np.int64),
+        ends=np.cumsum([0, *map(len, runs)], dtype=np.int64),
+        runs=np.frombuffer(b"".join(runs), np.uint8),
+        dropped=dropped,
+    )
+
+
+def _run_lengths(
+    annotation: dict[str, Any], height: int, width: int, annotations: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """Compressed run-length codes of one annotation, and how many of its polygons have no area."""
+    try:
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            # pycocotools would take four numbers for a box
+            polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            parts = rle_tools.frPyObjects(polygons, height, width) if polygons else []
+            return parts, len(segmentation) - len(polygons)
+        if list(segmentation["size"]) == [height, width]:
+            counts = segmentation["counts"]
+            if isinstance(counts, str):
+                return [{"size": [height, width], "counts": counts.encode()}], 0
+            if sum(counts) == height * width:
+                return [rle_tools.frPyObjects(segmentation, height, width)], 0
+    except (KeyError, TypeError, ValueError):
+        pass  # the error below names the annotation
+    raise UserError(
+        f"{annotations}: annotation {annotation.get('id')} has no segmentation that fits its image of "
+        f"{width}x{height}, expected polygons or a run-length code of that size. Correct or remove the annotation."
+    )
+
+
+def _parse(annotations: Path) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]], dict[int, str]]:
+    """Image records by file name, annotations by image id, and category names of an instances JSON, checked."""
+    try:
+        with open(annotations, encoding="utf-8") as file:
+            content = json.load(file)
+        images = sorted(content["images"], key=lambda image: image["file_name"])
+        categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+        by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in by_image or annotation["category_id"] not in categories:
+                raise UserError(
+                    f"{annotations}: annotation {annotation.get('id')} names image {annotation['image_id']} and "
+                    f"category {annotation['category_id']}, which are not both in the file. Unpack or write the file "
+                    "again."
+                )
+            by_image[annotation["image_id"]].append(annotation)
+        for image in images:
+            image["size"] = (int(image["height"]), int(image["width"]))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{annotations} is not valid JSON ({error}). Unpack or download it again.") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{annotations} is not a COCO instances JSON ({type(error).__name__}: {error}), expected images, "
+            "annotations and categories. Use instances_*.json, not captions or keypoints."
+        ) from error
+    for before, image in itertools.pairwise(images):
+        if before["file_name"] == image["file_name"]:
+            raise UserError(f"{annotations} lists the image {image['file_name']} twice. Join the two entries.")
+    if len(by_image) < len(images):
+        raise UserError(f"{annotations} gives the same id to several images. Give each image an id of its own.")
+    return images, by_image, categories

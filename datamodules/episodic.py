@@ -1,0 +1,339 @@
+"""EpisodicDataModule: episodes of any data set, the same for every method.
+
+Validation, test and predict episodes come from a manifest; training episodes are drawn per (seed, epoch, index).
+Neither depends on workers, processes or devices.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augment import Augmentation, augment, make_augmentation
+from fssbench.dataset import FewShotDataset
+from fssbench.episode import EpisodeBatch, collate
+from fssbench.errors import UserError
+from fssbench.images import resize_image, resize_mask
+from fssbench.protocols.manifest import (
+    Episode,
+    Manifest,
+    SmallClasses,
+    build_manifest,
+    load_manifest,
+    verify_manifest,
+)
+from fssbench.protocols.sampler import ShardedEpisodeSampler
+
+
+class EpisodicDataModule(LightningDataModule, ABC):
+    """Base of all data modules: a subclass says how to make its `FewShotDataset`, nothing else.
+
+    Args:
+        fold: the fold whose classes are novel: tested, never trained on.
+        shot: number of supports K per episode, in training and test.
+        batch_size: training episodes per step and process.
+        eval_batch_size: episodes per validation, test and predict step; scores do not depend on it.
+        num_workers: loader processes; episodes do not depend on it. None = 0 on machines with up to two cores, else
+            up to eight.
+        image_size: network input side in pixels; None = what the method asks for.
+        seed: seed of the training episodes.
+        episodes_per_epoch: training episodes per epoch; None = as many as the fold has base images.
+        augment: training augmentation: none, flip or standard.
+        manifest: test episodes from this file; None = the `clean-v1` episodes of the data set.
+        manifest_seed: seed of the `clean-v1` episodes; 0 is the published draw.
+        episodes_per_class: test episodes per novel class; None = the data set's own number.
+        val_episodes_per_class: validation episodes per *base* class.
+        small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
+    """
+
+    def __init__(
+        self,
+        fold: int = 0,
+        shot: int = 1,
+        batch_size: int = 16,
+        eval_batch_size: int = 1,
+        num_workers: int | None = None,
+        image_size: int | None = None,
+        seed: int = 0,
+        episodes_per_epoch: int | None = None,
+        augment: Augmentation = "none",
+        manifest: str | None = None,
+        manifest_seed: int = 0,
+        episodes_per_class: int | None = None,
+        val_episodes_per_class: int = 2,
+        small_classes: SmallClasses = "error",
+    ) -> None:
+        super().__init__()
+        for name, value in (("shot", shot), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise UserError(f"data.{name} must be at least 1, not {value}.")
+        if episodes_per_epoch is not None and episodes_per_epoch < 1:
+            raise UserError(f"data.episodes_per_epoch must be at least 1, not {episodes_per_epoch}.")
+        self.fold, self.shot, self.seed = fold, shot, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.image_size = image_size
+        self.episodes_per_epoch = episodes_per_epoch
+        self.augment = augment
+        self.manifest_path, self.manifest_seed = manifest, manifest_seed
+        self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
+        self.small_classes: SmallClasses = small_classes
+
+    @abstractmethod
+    def make_dataset(self) -> FewShotDataset:
+        """The data set this module serves; called once."""
+
+    def number_of_folds(self) -> int:
+        """Number of folds of the data set; overridden where it is known without reading the data."""
+        return self.make_dataset().n_folds
+
+    @cached_property
+    def dataset(self) -> FewShotDataset:
+        """The data set, checked for the configured fold."""
+        dataset = self.make_dataset()
+        if not 0 <= self.fold < dataset.n_folds:
+            raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not data.fold={self.fold}.")
+        return dataset
+
+    @cached_property
+    def test_manifest(self) -> Manifest:
+        """The episodes that are tested and predicted."""
+        if self.manifest_path is None:
+            return self._build("novel", self.episodes_per_class)
+        manifest = load_manifest(self.manifest_path)
+        problems = []
+        if (manifest.header.fold, manifest.header.shot) != (self.fold, self.shot):
+            problems = [
+                f"it is of fold {manifest.header.fold}, {manifest.header.shot}-shot; the configuration says fold "
+                f"{self.fold}, {self.shot}-shot"
+            ]
+        problems = problems or verify_manifest(manifest, self.dataset)
+        if problems:
+            raise UserError(f"{self.manifest_path} does not fit the data: {problems[0]}.")
+        return manifest
+
+    @cached_property
+    def val_manifest(self) -> Manifest:
+        """Validation episodes of base classes: the novel classes are never looked at during training."""
+        return self._build("base", self.val_episodes_per_class)
+
+    def _build(self, classes: Literal["novel", "base"], per_class: int | None) -> Manifest:
+        small: SmallClasses = "leave-out" if classes == "base" else self.small_classes
+        return build_manifest(self.dataset, self.fold, self.shot, self.manifest_seed, per_class, classes, small)
+
+    @cached_property
+    def training_classes(self) -> dict[int, list[str]]:
+        """Base class -> its training images, for the classes that have at least K+1."""
+        lists = {c: self.dataset.candidates(c, "train") for c in self.dataset.base_classes(self.fold)}
+        usable = {c: keys for c, keys in lists.items() if len(keys) > self.shot}
+        if not usable:
+            raise UserError(
+                f"No base class of {self.dataset.name} fold {self.fold} has the {self.shot + 1} training images that "
+                f"{self.shot}-shot training needs. Use fewer shots or another fold, or a set with more images."
+            )
+        return usable
+
+    def training_facts(self) -> dict[str, Any]:
+        """How this module trains, for checkpoint and record: what must agree between the folds of one row."""
+        return {
+            "dataset": self.dataset.name,
+            "fold": self.fold,
+            "shot": self.shot,
+            "batch_size": self.batch_size,
+            "episodes_per_epoch": self.episodes_per_epoch,
+            "augment": self.augment,
+            "data_seed": self.seed,
+            "training_policy": "keep-as-background",
+            "validation": "base classes",
+        }
+
+    def setup(self, stage: str) -> None:
+        """Read the lists that `stage` needs and learn the image size from the method."""
+        if self.image_size is None:
+            method = self.trainer.lightning_module if self.trainer else None
+            self.image_size = getattr(method, "image_size", None)
+            if self.image_size is None:
+                raise UserError("The method does not say its image_size; give data.image_size.")
+        if stage == "fit":
+            _ = self.training_classes, self.val_manifest
+        elif stage == "validate":
+            _ = self.val_manifest
+        else:
+            header = self.test_manifest.header
+            if header.left_out:
+                rank_zero_info(
+                    f"{self.dataset.name} fold {self.fold}: {len(header.left_out)} of "
+                    f"{len(header.left_out) + len(header.classes)} classes have fewer than {self.shot + 1} images and "
+                    f"are left out: {', '.join(header.left_out.values())}"
+                )
+        skipped = getattr(self.dataset, "skipped", [])
+        if skipped:
+            rank_zero_info(f"{self.dataset.name}: skipped {len(skipped)} item(s), the first: {skipped[0]}")
+
+    def train_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """Batches of training episodes, padded to the same number on every process."""
+        images = {key for keys in self.training_classes.values() for key in keys}
+        count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
+        source = TrainingEpisodes(
+            self.dataset, self.training_classes, self.shot, self._side, self.seed, make_augmentation(self.augment)
+        )
+        return self._loader(source, count, self.batch_size, pad=True)
+
+    def val_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """Batches of base-class validation episodes."""
+        return self._manifest_loader(self.val_manifest)
+
+    def test_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """Batches of the manifest's episodes, each exactly once over all processes."""
+        return self._manifest_loader(self.test_manifest)
+
+    def predict_dataloader(self) -> DataLoader[EpisodeBatch]:
+        """The test episodes."""
+        return self._manifest_loader(self.test_manifest)
+
+    @property
+    def _side(self) -> int:
+        if self.image_size is None:
+            raise UserError("Call setup() first, or give data.image_size.")
+        return self.image_size
+
+    def _manifest_loader(self, manifest: Manifest) -> DataLoader[EpisodeBatch]:
+        source = ManifestEpisodes(self.dataset, manifest, self._side)
+        return self._loader(source, len(manifest.episodes), self.eval_batch_size, pad=False)
+
+    def _loader(self, source: Dataset[EpisodeBatch], count: int, batch_size: int, pad: bool) -> DataLoader[Any]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if count < world_size:  # a process without a batch would leave the others waiting for it
+            raise UserError(
+                f"{count} episode(s) cannot be shared by {world_size} processes. Use fewer devices, or more episodes "
+                "(data.episodes_per_class, data.val_episodes_per_class, data.episodes_per_epoch)."
+            )
+        return DataLoader(
+            source,
+            batch_size=batch_size,
+            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=pad and self.num_workers > 0,
+            worker_init_fn=_quiet_worker,
+        )
+
+
+class TrainingEpisodes(Dataset[EpisodeBatch]):
+    """Training episodes by (epoch, index): a class, a query and K distinct supports, uniformly from the base classes."""
+
+    def __init__(
+        self, dataset: FewShotDataset, classes: dict[int, list[str]], shot: int, side: int, seed: int, pipeline: Any
+    ) -> None:
+        self.dataset, self.classes, self.shot, self.side = dataset, classes, shot, side
+        self.seed, self.pipeline = seed, pipeline
+        self._class_ids = sorted(classes)
+
+    def draw(self, epoch: int, index: int) -> tuple[Episode, np.random.Generator]:
+        """The episode of (seed, epoch, index), and the generator to go on with for its augmentation."""
+        generator = np.random.default_rng((self.seed, epoch, index))
+        class_id = self._class_ids[generator.integers(len(self._class_ids))]
+        keys = self.classes[class_id]
+        query, *supports = generator.choice(len(keys), self.shot + 1, replace=False)
+        return Episode(class_id, keys[query], tuple(keys[s] for s in supports)), generator
+
+    def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
+        epoch, index = position
+        episode, generator = self.draw(epoch, index)
+        seeds = generator.integers(2**31, size=self.shot + 1)
+        pairs = []
+        for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
+            image, mask = _read(self.dataset, key, episode.class_id)
+            image, mask = resize_image(image, self.side), resize_mask(mask, self.side)
+            pairs.append(augment(self.pipeline, image, mask, int(seed)))
+        batch = _batch_of_one(episode, index, pairs, None)
+        if self.pipeline is None:
+            return batch
+        # an augmented image is another image: its key must not find the features of the plain one
+        query, *supports = (
+            f"{key}#{seed}" for key, seed in zip((episode.query, *episode.supports), seeds, strict=True)
+        )
+        return replace(batch, query_key=[query], support_keys=[tuple(supports)])
+
+
+class ManifestEpisodes(Dataset[EpisodeBatch]):
+    """Evaluation episodes by their number in a manifest."""
+
+    def __init__(self, dataset: FewShotDataset, manifest: Manifest, side: int) -> None:
+        self.dataset, self.manifest, self.side = dataset, manifest, side
+
+    def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
+        _, index = position
+        episode = self.manifest.episodes[index]
+        full: np.ndarray | None = None
+        pairs = []
+        for key in (episode.query, *episode.supports):
+            image, mask = _read(self.dataset, key, episode.class_id)
+            full = mask if full is None else full
+            pairs.append((resize_image(image, self.side), resize_mask(mask, self.side)))
+        return _batch_of_one(episode, index, pairs, full)
+
+
+def _read(dataset: FewShotDataset, key: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+    image, mask = dataset.read_image(key), dataset.read_mask(key, class_id)
+    if image.shape[:2] != mask.shape:
+        raise UserError(
+            f"{dataset.name}: image {key} is {image.shape[1]}x{image.shape[0]} pixels, its mask is "
+            f"{mask.shape[1]}x{mask.shape[0]}. Make both the same size or remove the image."
+        )
+    return image, mask
+
+
+def _batch_of_one(
+    episode: Episode, index: int, pairs: list[tuple[np.ndarray, np.ndarray]], full: np.ndarray | None
+) -> EpisodeBatch:
+    # contiguous HWC uint8 -> CHW float in [0, 1]; the query comes first
+    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float().div_(255)
+    masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
+    return EpisodeBatch(
+        query_image=images[:1],
+        query_mask=masks[:1],
+        support_images=images[None, 1:],
+        support_masks=masks[None, 1:],
+        query_mask_full=[] if full is None else [torch.from_numpy(np.ascontiguousarray(full))],
+        class_id=torch.tensor([episode.class_id]),
+        episode_id=torch.tensor([index]),
+        query_key=[episode.query],
+        support_keys=[episode.supports],
+    )
+
+
+def default_workers() -> int:
+    """Loader processes for this machine: none on one or two cores, where they only take turns with the network."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return 0 if cores <= 2 else min(8, cores - 1)
+
+
+def _quiet_worker(worker_id: int) -> None:
+    cv2.setNumThreads(0)  # one thread per worker; its own pool would oversubscribe the machine
+
+
+def data_root(root: str | None, name: str) -> Path:
+    """The folder of a data set: as given, else `$FSSBENCH_DATA/NAME`, else `./data/NAME`.
+
+    Raises `UserError` where it is missing.
+    """
+    path = Path(root) if root is not None else Path(os.environ.get("FSSBENCH_DATA", "data")) / name
+    if not path.is_dir():
+        raise UserError(
+            f"The data folder {path} is missing. Give data.root (--data.root FOLDER), or set FSSBENCH_DATA to the folder "
+            f"that holds {name}/."
+        )
+    return path

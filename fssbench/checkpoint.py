@@ -1,0 +1,52 @@
+"""What a checkpoint says about the method it belongs to, and whether that fits a configured method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def checkpoint_mismatch(
+    facts: Mapping[str, Any] | None, method_class: str, settings: Mapping[str, Any], free: Iterable[str] = ()
+) -> str | None:
+    """Why a checkpoint (its `fssbench` entry) does not fit a configured method; None if it does."""
+    if facts is None:
+        return (
+            "The checkpoint was not made by fssbench (it lacks the 'fssbench' entry). Use one made by `fssbench fit`."
+        )
+    if facts["method_class"] != method_class:
+        return (
+            f"The checkpoint is of {facts['method_class']}, the configuration asks for {method_class}. "
+            "Use that method's config, or a checkpoint of the configured method."
+        )
+    theirs = facts["settings"]
+    different = [n for n in sorted({*theirs, *settings}) if n not in free and theirs.get(n) != settings.get(n)]
+    if different:
+        name = different[0]
+        return (
+            f"The checkpoint was made with {name}={theirs.get(name)!r}, the configuration says "
+            f"{settings.get(name)!r} (differing: {', '.join(different)}). Use the settings it was trained with."
+        )
+    return None
+
+
+def class_path(cls: type) -> str:
+    """Import path of a method class, the shortest public one: `methods.fsdino.FSDINO`."""
+    package = cls.__module__.rpartition(".")[0]
+    short = package and getattr(import_module(package), cls.__name__, None) is cls
+    return f"{package if short else cls.__module__}.{cls.__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """Configuration values as JSON types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "as_dict"):  # jsonargparse Namespace
+        return plain(value.as_dict())
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)

@@ -1,0 +1,83 @@
+"""The console script: one light dispatcher. Heavy imports happen only in the verbs that need them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from fssbench import __version__
+from fssbench.errors import UserError, nearest
+
+# verb -> (module with `run(verb, arguments) -> int`, one line for --help)
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("fssbench.cli.demo", "fit, test and board on the embedded example, nothing to download"),
+    "fit": ("fssbench.cli.grid", "train a method on the base classes of one or all folds"),
+    "test": ("fssbench.cli.grid", "score a method on the novel classes; writes one record per run"),
+    "validate": ("fssbench.cli.grid", "score a checkpoint on base-class episodes"),
+    "predict": ("fssbench.cli.grid", "write the predicted masks of the test episodes"),
+    "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
+    "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
+    "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
+    "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
+}
+
+USAGE = """usage: fssbench VERB [options]
+
+Few-shot semantic segmentation: train, test and compare methods on exactly the same episodes.
+
+{verbs}
+
+  fssbench VERB --help     options of a verb (fit, test, ...: add --config first to see a method's own)
+  fssbench --version
+
+start here:
+  fssbench demo
+  fssbench fit  --config methods/comp.yaml --config data/coco20i.yaml --folds all
+  fssbench test --config methods/comp.yaml --config data/coco20i.yaml --folds all --shots 1 5 \\
+                --ckpt_path 'runs/comp/coco20i/fold{{fold}}/last.ckpt'
+  fssbench leaderboard"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {verb:<12} {text}" for verb, (_, text) in VERBS.items())
+        print(USAGE.format(verbs=verbs))
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("--version", "-V"):
+        print(f"fssbench {__version__}")
+        return 0
+    return guarded(lambda: _run(verb, rest))
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if verb not in VERBS:
+        raise UserError(f"Unknown verb '{verb}'.{nearest(verb, VERBS)} See fssbench --help.")
+    status: int = import_module(VERBS[verb][0]).run(verb, rest)
+    return status
+
+
+def guarded(function: Callable[[], int]) -> int:
+    """Call `function`; an error meant for the user becomes one line on stderr, Ctrl-C a clean stop."""
+    try:
+        return function()
+    except UserError as error:
+        print(f"fssbench: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fssbench: interrupted; files are written whole or not at all, so none is half done.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fssbench leaderboard | head`
+        sys.stderr.close()
+        return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The message itself; a loader process wraps it in its traceback, of which only the last line matters."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(text.split())

@@ -1,0 +1,320 @@
+"""What a run leaves behind: a config and a completion note of a fit, a record of a test, masks of a predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.episodic import EpisodicDataModule
+from fssbench import __version__
+from fssbench.checkpoint import class_path
+from fssbench.errors import UserError
+from fssbench.files import sha256_file, sha256_text, write_text_whole
+from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
+from fssbench.method import FewShotMethod
+from fssbench.results.record import (
+    UNKNOWN,
+    Key,
+    Metadata,
+    Provenance,
+    ResultRecord,
+    config_hash,
+)
+from fssbench.results.store import ResultStore
+from fssbench.results.table import EpisodeRow, scores_from
+
+CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
+LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "numpy", "pillow",
+             "albumentations", "opencv-python-headless", "pycocotools")  # fmt: skip
+RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only")
+"""Config keys that say where things lie, not what is computed."""
+
+
+class AlreadyDone(Exception):
+    """The run exists and is kept; the message says where."""
+
+
+class RunRecorder(SaveConfigCallback):
+    """Writes what a fit or test leaves behind; added to every trainer by the command line."""
+
+    def __init__(self, parser: Any, config: Any, save_to_log_dir: bool, cli: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=save_to_log_dir)
+        self.cli = cli
+        self.began = time.time()
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the resolved configuration of a fit beside its checkpoint."""
+        if stage == "fit":
+            text = yaml.safe_dump(self.cli.recorded_config(), sort_keys=False)
+            write_text_whole(self.cli.run_dir / CONFIG_FILE, text)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the fit is finished, so that it is not run again."""
+        if not trainer.is_global_zero or trainer.interrupted or trainer.fast_dev_run:
+            return
+        note = {
+            "finished": now(),
+            "seconds": round(time.time() - self.began, 3),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "command": sys.argv,
+            "code_version": __version__,
+        }
+        write_text_whole(self.cli.run_dir / NOTE_FILE, json.dumps(note, indent=2) + "\n")
+        rank_zero_info(f"trained: {self.cli.run_dir / CHECKPOINT_FILE}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep a result that exists: the run ends here if the very same one is in the store."""
+        self.began = time.time()
+        self.key = self.make_key(trainer, pl_module)
+        path = ResultStore(self.results).path(self.key)
+        overwrite = self.cli_option("overwrite")
+        if not path.exists() or overwrite == "always":
+            return
+        same = ResultStore(self.results).find(**vars(self.key))
+        if same and overwrite == "only-missing":
+            raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
+        raise UserError(
+            f"{path} holds a result {'' if same else 'of other weights or episodes '}already. Use --overwrite always to "
+            f"replace it, or --results FOLDER to keep both."
+        )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the record and the episode table, if every episode was counted."""
+        assert isinstance(pl_module, FewShotMethod)
+        if not trainer.is_global_zero:
+            return
+        scores = pl_module.scores
+        assert scores is not None
+        print(
+            f"{self.key.dataset} fold {self.key.fold}, {self.key.shot}-shot, {len(pl_module.episode_rows)} episodes: "
+            f"mIoU {100 * scores['miou']:.2f}  FB-IoU {100 * scores['fb_iou']:.2f}"
+        )
+        if not pl_module.complete:
+            print("not all episodes were run, so no record is written", file=sys.stderr)
+            return
+        rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in pl_module.episode_rows]
+        record = self.make_record(trainer, pl_module, rows)
+        path = ResultStore(self.results).write(record, rows, overwrite=self.cli_option("overwrite") == "always")
+        print(f"record: {path}")
+
+    @property
+    def results(self) -> Path:
+        """The results folder."""
+        return Path(self.cli_option("results"))
+
+    def cli_option(self, name: str) -> Any:
+        """A top-level option of the run."""
+        return self.cli.config_init[self.cli.subcommand][name]
+
+    # -- the record -----------------------------------------------------------------------------------------------
+
+    def method_config(self, method: FewShotMethod) -> dict[str, Any]:
+        """What defines the method: its class, settings, and how it was trained, without what differs between folds
+        and seeds."""
+        recipe = {k: v for k, v in method.training_facts.items() if k not in ("fold", "seed", "data_seed")}
+        return {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+
+    def make_key(self, trainer: Trainer, method: LightningModule) -> Key:
+        """The identity of this run's result."""
+        assert isinstance(method, FewShotMethod)
+        manifest = data_of(trainer).test_manifest
+        return Key(
+            dataset=manifest.header.dataset,
+            protocol=manifest.header.protocol,
+            protocol_version=1,
+            fold=manifest.header.fold,
+            shot=manifest.header.shot,
+            manifest_sha256=manifest.sha256,
+            method=self.cli.run_name,
+            config_hash=config_hash(self.method_config(method)),
+            weights_sha256=method.weights_sha256(),
+            resolution="original",
+            seed=int(method.training_facts.get("seed", self.cli_option("seed_everything") or 0)),
+        )
+
+    def make_record(self, trainer: Trainer, method: FewShotMethod, rows: list[EpisodeRow]) -> ResultRecord:
+        """Everything about this test run."""
+        data = data_of(trainer)
+        header = data.test_manifest.header
+        names = {int(c): name for c, name in header.classes.items()}
+        checkpoint = trainer.ckpt_path
+        facts = method.training_facts
+        metadata = {
+            "track": UNKNOWN,
+            "contamination": (UNKNOWN,),
+            "supervision": UNKNOWN,
+            "base_knowledge_at_test": UNKNOWN,
+            "kshot_mode": UNKNOWN,
+            "hyper_parameters": UNKNOWN,
+            "uses_text": UNKNOWN,
+            "backbone": UNKNOWN,
+            "backbone_pretraining": UNKNOWN,
+            **method.metadata(),
+        }
+        left_out = [f"class {name} left out: too few images" for name in header.left_out.values()]
+        return ResultRecord(
+            key=self.key,
+            scores=scores_from(rows, names, method.scores),
+            metadata=Metadata(
+                n_folds=header.n_folds,
+                class_partition=data.dataset.class_partition,
+                method_class=class_path(type(method)),
+                selection=facts.get("selection", "not trained"),
+                training_policy=facts.get("training_policy", "not trained"),
+                support_sampling="distinct",
+                **metadata,
+            ),
+            provenance=Provenance(
+                command=tuple(sys.argv),
+                config=self.cli.recorded_config(),
+                method_config=self.method_config(method),
+                checkpoint=str(checkpoint) if checkpoint else None,
+                checkpoint_sha256=sha256_file(checkpoint) if checkpoint else None,
+                backbone_sha256=None,
+                code_version=__version__,
+                git_commit=git_commit(),
+                libraries=library_versions(),
+                python=platform.python_version(),
+                platform=platform.platform(),
+                device=device_name(method.device),
+                dtype="float32" if trainer.precision == "32-true" else str(trainer.precision),
+                processes=trainer.world_size,
+                started=datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds"),
+                finished=now(),
+                seconds=round(time.time() - self.began, 3),
+                image_lists=candidate_hashes(data),
+                episodes_sha256=header.episodes_sha256,
+                mask_renderer=header.mask_renderer,
+                image_filter=header.image_filter,
+                network_input=(data.image_size, data.image_size),
+                interpolation={
+                    "image": IMAGE_INTERPOLATION,
+                    "mask": MASK_INTERPOLATION,
+                    "logits": "torch-bilinear-align_corners_false",
+                },
+                skipped=(*left_out, *data.dataset.skipped),
+            ),
+        )
+
+
+class PredictionWriter(Callback):
+    """Writes each predicted mask as a PNG (0 background, 255 the class) the moment it is there; keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written = 0
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Write the masks of one batch as `EPISODE.png`."""
+        for number, mask in zip(batch.episode_id.tolist(), outputs, strict=True):
+            write_mask(self.folder / f"{number:06d}.png", mask.to(torch.uint8).mul(255).cpu().numpy())
+            self.written += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the manifest beside the masks, so that each file's episode is known."""
+        if trainer.is_global_zero:
+            data_of(trainer).test_manifest.save(self.folder / "episodes.jsonl")
+            print(f"predictions: {self.folder} (mask N belongs to episode N of episodes.jsonl)")
+
+
+def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
+    """
+    checkpoint = run_dir / CHECKPOINT_FILE
+    if overwrite == "always" or not checkpoint.exists():
+        if (run_dir / NOTE_FILE).exists() and overwrite == "always":
+            (run_dir / NOTE_FILE).unlink()
+        return None
+    if overwrite == "never":
+        raise UserError(f"{run_dir} holds a run already. Choose another --run_dir.")
+    config_file = run_dir / CONFIG_FILE
+    theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
+    if different:
+        raise UserError(
+            f"{run_dir} holds a run with other settings ({', '.join(different)}). Choose another --run_dir or --name, or "
+            f"replace it with --overwrite always."
+        )
+    if (run_dir / NOTE_FILE).exists():
+        raise AlreadyDone(f"kept: {checkpoint} is trained already (--overwrite always trains again)")
+    return checkpoint
+
+
+def data_of(trainer: Trainer) -> EpisodicDataModule:
+    """The data module of a running trainer."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, EpisodicDataModule)
+    return data
+
+
+def candidate_hashes(data: EpisodicDataModule) -> dict[str, str]:
+    """SHA-256 of the image lists behind the episodes: novel candidates, one line `LABEL NAME` per pair."""
+    dataset = data.dataset
+    lines = [
+        f"{dataset.label(c)} {dataset.episode_name(key)}"
+        for c in dataset.novel_classes(data.fold)
+        for key in sorted(dataset.candidates(c, "test"))
+    ]
+    return {"test_candidates": sha256_text("\n".join(lines))}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can move a number."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, with `+changes` where files differ from it; None for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed.stdout.strip() else "")
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or "unknown"
+    return f"cpu: {model}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

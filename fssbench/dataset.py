@@ -1,0 +1,69 @@
+"""What a few-shot data set is: images, one mask per (image, class), and folds of novel classes.
+
+Nothing here needs torch: episode manifests are made, checked and shown from this interface alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+Split = Literal["train", "test"]
+
+
+class FewShotDataset(ABC):
+    """Base class of every data set.
+
+    An image is named by a stable `key` (a string that does not depend on the machine, e.g. the path below the root).
+    Masks are uint8 of the image's original size: 0 background, 1 the class, 255 ignore (void, crowd).
+    """
+
+    name: ClassVar[str]
+    """Name used in manifests, records and on the board, e.g. `coco-20i`."""
+    n_folds: int
+    """Number of folds; fold f's novel classes are never trained on in fold f."""
+    class_names: dict[int, str]
+    """Class id -> name, ascending ids."""
+    episodes_per_class: int
+    """Test episodes per novel class of the `clean-v1` protocol (protocols.md 2.5)."""
+    mask_renderer: str = "clean"
+    """Identifier of how masks are made; part of every record."""
+    image_filter: str = "none"
+    """Identifier of the rule that decides which (image, class) pairs are candidates."""
+    class_partition: str = "unknown"
+    """How classes are dealt to folds, e.g. `interleaved` or `contiguous` for COCO-20i."""
+    skipped: Sequence[str] = ()
+    """One line for each item that was left out while reading the lists; shown to the user and recorded."""
+
+    @abstractmethod
+    def novel_classes(self, fold: int) -> tuple[int, ...]:
+        """Class ids tested in `fold`, ascending."""
+
+    def base_classes(self, fold: int) -> tuple[int, ...]:
+        """Class ids trained on in `fold`, ascending: by default all that are not novel."""
+        novel = set(self.novel_classes(fold))
+        return tuple(c for c in sorted(self.class_names) if c not in novel)
+
+    def label(self, class_id: int) -> str:
+        """The class's label in canonical episode text: two-digit id unless the protocol says otherwise."""
+        return f"{class_id:02d}"
+
+    def episode_name(self, key: str) -> str:
+        """The image's name in canonical episode text and in the hashes that order episodes: its key unless the protocol
+        says otherwise (protocols.md 2.3)."""
+        return key
+
+    @abstractmethod
+    def candidates(self, class_id: int, split: Split) -> list[str]:
+        """Keys of the images that may be query or support of a class, in a fixed order, after the size filter."""
+
+    @abstractmethod
+    def read_image(self, key: str) -> np.ndarray:
+        """(H0, W0, 3) uint8 RGB at original size."""
+
+    @abstractmethod
+    def read_mask(self, key: str, class_id: int) -> np.ndarray:
+        """(H0, W0) uint8 in {0, 1, 255} at original size, same size as the image."""

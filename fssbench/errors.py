@@ -1,0 +1,22 @@
+"""Errors meant for the user: one line that says what was wrong and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can fix: the command line prints the message alone, without a traceback, and exits with 2.
+
+    Write the message as: what was wrong (naming the file, key or value), what was expected, what to do next.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for a misspelt `name`: " Did you mean 'x'?", or the valid names where none is close."""
+    valid = sorted(map(str, valid))
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Valid: {', '.join(valid)}." if valid else ""

@@ -1,0 +1,364 @@
+"""FewShotMethod: what a method author subclasses, and everything that all methods share.
+
+An author writes `encode` and `segment`. Training, validation, test and predict steps, up-sampling to original size,
+thresholding, counting and recording live here, once.
+
+Shape legend: `B` episodes, `K` shots, `M` images, `H W` network size, `H0 W0` original size, `H' W'` the method's own
+logit size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from fssbench.checkpoint import checkpoint_mismatch, class_path, plain
+from fssbench.encoders.cache import FeatureCache, Features
+from fssbench.episode import EpisodeBatch
+from fssbench.errors import UserError
+from fssbench.losses import bce_dice_loss
+from fssbench.metrics.iou import FewShotIoU, episode_counts
+from fssbench.metrics.scores import IoUScores
+
+COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
+
+
+class FewShotMethod(LightningModule, ABC):
+    """A function from an episode to a mask.
+
+    Subclasses set `image_size`, write `encode` and `segment`, and, if they are trained, `configure_optimizers`.
+    """
+
+    needs_checkpoint: ClassVar[bool] = True
+    """False for a training-free method; a trained one refuses to be tested without a checkpoint."""
+    frozen: ClassVar[tuple[str, ...]] = ("encoder",)
+    """Attributes whose modules are never trained: always in eval mode, kept out of checkpoints, checked by hash."""
+    free_settings: ClassVar[tuple[str, ...]] = ("backbone_weights",)
+    """Init arguments in which a test may differ from the checkpoint (weights are checked by content instead)."""
+    image_size: int
+    """Side in pixels of the square the images are resized to; a data module asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.trained = not self.needs_checkpoint
+        self.training_facts: dict[str, Any] = {}
+        """How the loaded or just trained weights came about; empty for a training-free method."""
+        self.episode_rows: list[dict[str, Any]] = []
+        """Rows of the last test, one per episode, complete on every process after the test."""
+        self.scores: IoUScores | None = None
+        """Scores of the last validation or test."""
+        self.complete = False
+        """Whether the last test counted every episode of the manifest exactly once."""
+        self.cache = FeatureCache()
+        """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
+        self._pending: list[tuple[EpisodeRef, Tensor, Any]] = []
+
+    # -- what a method is -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Features:
+        """Frozen features of single images, run without gradient and therefore cacheable.
+
+        images (M, 3, H, W) float32 in [0, 1] -> tensors of shape (M, ...)
+        """
+
+    @abstractmethod
+    def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
+        """The method itself.
+
+        query tensors (B, ...), support tensors (B, K, ...), support_masks (B, K, H, W) uint8 {0, 1, 255}
+        -> logits (B, H', W'); a pixel belongs to the class where its logit is above 0
+        """
+
+    def loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Training loss: logits (B, H, W) at network size, mask (B, H, W) uint8 {0, 1, 255} -> scalar. BCE + Dice."""
+        return bce_dice_loss(logits, mask)
+
+    def metadata(self) -> dict[str, Any]:
+        """Facts for the record that a reader must know before comparing (docs/records.md): `track`, `contamination`,
+        `supervision`, `base_knowledge_at_test`, `kshot_mode`, `hyper_parameters`, `uses_text`, `backbone`,
+        `backbone_pretraining`. What is not given is recorded as `unknown`."""
+        return {}
+
+    def forward(self, batch: EpisodeBatch) -> Tensor:
+        """Logits (B, H', W') of a batch of episodes."""
+        query, support = self._features(batch)
+        return self.segment(query, support, batch.support_masks)
+
+    def _features(self, batch: EpisodeBatch) -> tuple[Features, Features]:
+        """Frozen features of queries (B, ...) and supports (B, K, ...), each distinct image encoded once."""
+        keys = [*batch.query_key, *(key for episode in batch.support_keys for key in episode)]
+        images = torch.cat([batch.query_image, batch.support_images.flatten(0, 1)])
+        with torch.no_grad():
+            features = self.cache.features(keys, images, self.encode)
+        query = {name: value[: batch.size] for name, value in features.items()}
+        support = {name: v[batch.size :].unflatten(0, (batch.size, batch.shot)) for name, v in features.items()}
+        return query, support
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
+        """One optimisation step on a batch of base-class episodes."""
+        logits = F.interpolate(self(batch)[:, None], batch.query_mask.shape[-2:], mode="bilinear", align_corners=False)
+        loss = self.loss(logits[:, 0], batch.query_mask)
+        self.log("train_loss", loss, prog_bar=True, batch_size=batch.size)
+        return loss
+
+    def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """Count intersections and unions of a batch of validation episodes."""
+        masks = self.predict_masks(batch)
+        self.metric.update(_count(masks, batch), batch.class_id)
+
+    def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """Count a batch of test episodes and keep one small row for each."""
+        timer = _Timer(self.device)
+        masks = self.predict_masks(batch)
+        counts = _count(masks, batch)
+        self.metric.update(counts, batch.class_id)
+        self._pending.append((EpisodeRef.of(batch), counts, timer.stop()))
+
+    def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
+        """Masks of a batch of episodes: B bool tensors (H0, W0)."""
+        return self.predict_masks(batch)
+
+    def predict_masks(self, batch: EpisodeBatch) -> list[Tensor]:
+        """Predicted masks at original size: B bool tensors (H0, W0)."""
+        logits = self(batch)
+        sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
+        return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
+
+    def upsample(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Logits (H', W') -> (H0, W0) float32, bilinear."""
+        return F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+
+    # -- scores ---------------------------------------------------------------------------------------------------
+
+    def _start_counting(self, class_ids: Iterable[int]) -> None:
+        self.metric = FewShotIoU(tuple(class_ids), strict=False).to(self.device)
+        self.episode_rows, self._pending, self.scores, self.complete = [], [], None, False
+
+    def on_validation_start(self) -> None:
+        """Counts of this validation start at zero."""
+        self._start_counting(self._data.val_manifest.class_ids)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation episodes, which a callback may monitor."""
+        self.scores = self.metric.compute()
+        # the same on every process: computed from summed integer counts, not averaged by the logger
+        self.log("val_miou", self.scores["miou"], prog_bar=True, sync_dist=False)
+        self.log("val_fb_iou", self.scores["fb_iou"], sync_dist=False)
+
+    def on_test_start(self) -> None:
+        """Refuse to score random heads, then start counting at zero."""
+        self.require_trained("test")
+        self._start_counting(self._data.test_manifest.class_ids)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather one row per episode from all processes and compute the scores."""
+        self.episode_rows = self._gather(self._rows())
+        self.complete = self._is_complete()
+        self.metric.strict = self.complete
+        self.scores = self.metric.compute()
+        self.log("test_miou", self.scores["miou"], sync_dist=False)
+        self.log("test_fb_iou", self.scores["fb_iou"], sync_dist=False)
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with random heads."""
+        self.require_trained("predict")
+
+    def require_trained(self, verb: str) -> None:
+        """Raise `UserError` where a trained method has no trained weights."""
+        if not self.trained:
+            raise UserError(
+                f"{type(self).__name__} is a trained method and has no trained weights: `{verb}` would score random "
+                f"numbers. Give them with --ckpt_path FILE (made by `fssbench fit`)."
+            )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for ref, counts, stop in self._pending:
+            seconds = stop() / len(ref.episode_id)
+            for b, values in enumerate(counts.tolist()):
+                row = {
+                    "episode_id": ref.episode_id[b],
+                    "class_id": ref.class_id[b],
+                    "query_key": ref.query_key[b],
+                    "support_keys": list(ref.support_keys[b]),
+                    **dict(zip(COUNT_NAMES, values, strict=True)),
+                    "seconds": seconds,
+                }
+                rows.append(row)
+        self._pending = []
+        return rows
+
+    def _gather(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.trainer.world_size > 1:
+            shards: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(shards, rows)
+            rows = [row for shard in shards for row in shard]
+        return sorted(rows, key=lambda row: row["episode_id"])
+
+    def _is_complete(self) -> bool:
+        """Whether each episode of the manifest was counted exactly once; counting one twice is an error."""
+        counted = [row["episode_id"] for row in self.episode_rows]
+        if len(set(counted)) < len(counted):
+            raise RuntimeError("an episode was counted twice: is use_distributed_sampler still False?")
+        return counted == list(range(len(self._data.test_manifest.episodes)))
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> FewShotMethod:
+        """Set training mode, but never for the frozen parts."""
+        super().train(mode)
+        for module in self._frozen_modules().values():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> dict[str, nn.Module]:
+        found = {name: self.get_submodule(name) for name in self.frozen if _has_submodule(self, name)}
+        return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+    def setup(self, stage: str) -> None:
+        """Put the frozen parts in eval mode, since Lightning does not call `train()` when a fit starts, and begin with
+        an empty cache."""
+        self.train(self.training)
+        self.cache.clear()
+
+    def settings(self) -> dict[str, Any]:
+        """The method's init arguments as plain JSON values; weight files by name, so a record does not depend on where
+        they lie."""
+        values = {name: plain(value) for name, value in self.hparams.items() if not name.startswith("_")}
+        return {
+            name: PurePath(value).name if name.endswith("weights") and isinstance(value, str) else value
+            for name, value in values.items()
+        }
+
+    def weights_sha256(self, only: tuple[str, ...] | None = None) -> str:
+        """SHA-256 over names, types, shapes and bytes of all weights and buffers (or of those below `only`)."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if name.startswith("metric.") or (only is not None and not name.startswith(tuple(f"{p}." for p in only))):
+                continue
+            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def on_fit_start(self) -> None:
+        """Remember how the weights are made, for the checkpoint and the record."""
+        self.training_facts = {"selection": "last", **self._data.training_facts(), **self._trainer_facts()}
+
+    def _trainer_facts(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+            "precision": str(trainer.precision),
+            "processes": trainer.world_size,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+        }
+
+    def on_train_end(self) -> None:
+        """The weights are trained now."""
+        self.trained = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained, plus the hash of the frozen weights it belongs to."""
+        state = checkpoint["state_dict"]
+        frozen = tuple(f"{name}." for name in self._frozen_modules())
+        checkpoint["state_dict"] = {
+            name: value
+            for name, value in state.items()
+            if not (frozen and name.startswith(frozen)) and not name.startswith("metric.")
+        }
+        # our own entry instead of Lightning's `hyper_parameters`, which its command line would merge over the config
+        for key in ("hyper_parameters", "hparams_name", "hparams_type"):
+            checkpoint.pop(key, None)
+        checkpoint["fssbench"] = {
+            "method_class": class_path(type(self)),
+            "settings": self.settings(),
+            "frozen_sha256": self.weights_sha256(tuple(self._frozen_modules())),
+            "training": self.training_facts,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another method, other settings or another encoder; then complete its state."""
+        facts = checkpoint.get("fssbench")
+        problem = checkpoint_mismatch(facts, class_path(type(self)), self.settings(), self.free_settings)
+        if problem:
+            raise UserError(problem)
+        assert facts is not None
+        if facts["frozen_sha256"] != self.weights_sha256(tuple(self._frozen_modules())):
+            raise UserError(
+                "The checkpoint was trained on other frozen encoder weights than those configured. Give the same "
+                f"weights ({facts['settings'].get('backbone_weights')}) or train again."
+            )
+        own = self.state_dict()
+        frozen = tuple(f"{name}." for name in self._frozen_modules())
+        checkpoint["state_dict"].update({n: v for n, v in own.items() if frozen and n.startswith(frozen)})
+        self.training_facts = facts["training"]
+        self.trained = True
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeRef:
+    """Which episodes a batch held, without its tensors."""
+
+    episode_id: list[int]
+    class_id: list[int]
+    query_key: list[str]
+    support_keys: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, batch: EpisodeBatch) -> EpisodeRef:
+        """The reference of a batch (its ids are on the CPU already where the loader made them)."""
+        return cls(batch.episode_id.tolist(), batch.class_id.tolist(), batch.query_key, batch.support_keys)
+
+
+class _Timer:
+    """Seconds of a piece of work; on CUDA measured by events, read only when asked, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._start.record()
+        else:
+            self._began = time.perf_counter()
+
+    def stop(self) -> Any:
+        """A function that gives the seconds from construction until now."""
+        if self._cuda:
+            self._end.record()
+
+            def seconds() -> float:
+                self._end.synchronize()
+                return self._start.elapsed_time(self._end) / 1000
+
+            return seconds
+        passed = time.perf_counter() - self._began
+        return lambda: passed
+
+
+def _count(masks: list[Tensor], batch: EpisodeBatch) -> Tensor:
+    pairs = zip(masks, batch.query_mask_full, strict=True)
+    return torch.stack([episode_counts(mask, target) for mask, target in pairs])
+
+
+def _has_submodule(module: nn.Module, name: str) -> bool:
+    return any(found == name for found, _ in module.named_modules())

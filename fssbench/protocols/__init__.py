@@ -1,0 +1,1 @@
+"""Folds, episode manifests and the samplers that make them."""

@@ -1,0 +1,264 @@
+"""Episode manifests: the episodes of one evaluation as data, identified by SHA-256.
+
+A manifest is a JSON-lines file: a header line, then one line per episode. Its bytes are a pure function of the data
+set's lists, the protocol and the seed. No torch is needed to make, check or show one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from fssbench.dataset import FewShotDataset
+from fssbench.errors import UserError
+from fssbench.files import sha256_text, write_text_whole
+from fssbench.protocols import clean_v1
+
+FORMAT = "fssbench-episodes"
+FORMAT_VERSION = 1
+
+SmallClasses = Literal["error", "leave-out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One episode: segment `class_id` in `query`, given `supports` (image keys)."""
+
+    class_id: int
+    query: str
+    supports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ManifestHeader:
+    """What the episodes are: enough to make them again and to keep unlike results apart."""
+
+    dataset: str
+    protocol: str
+    fold: int
+    n_folds: int
+    shot: int
+    seed: int
+    episodes: int
+    episodes_per_class: int
+    split: str
+    image_filter: str
+    mask_renderer: str
+    classes: dict[str, str]
+    """Class id -> name of every class that has episodes."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Class id -> name of classes with too few images, left out on request."""
+    episodes_sha256: str = ""
+    """SHA-256 of the canonical episode text (protocols.md 2.3), comparable across code bases."""
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A header and its episodes."""
+
+    header: ManifestHeader
+    episodes: tuple[Episode, ...]
+
+    def text(self) -> str:
+        """The file's whole content (UTF-8, LF, one JSON object per line)."""
+        lines = [_dump(asdict(self.header))]
+        for number, episode in enumerate(self.episodes):
+            lines.append(
+                _dump(
+                    {
+                        "id": number,
+                        "class": episode.class_id,
+                        "query": episode.query,
+                        "supports": list(episode.supports),
+                    }
+                )
+            )
+        return "\n".join(lines) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the file; part of every result."""
+        return sha256_text(self.text())
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Class ids that have episodes, ascending."""
+        return tuple(sorted(int(c) for c in self.header.classes))
+
+    def episodes_per_class(self) -> dict[int, int]:
+        """Class id -> number of episodes."""
+        return dict(sorted(Counter(e.class_id for e in self.episodes).items()))
+
+    def distinct_queries(self) -> dict[int, int]:
+        """Class id -> number of distinct query images."""
+        seen = Counter(class_id for class_id, _ in {(e.class_id, e.query) for e in self.episodes})
+        return dict(sorted(seen.items()))
+
+    def images(self) -> list[str]:
+        """Keys of all images used, sorted."""
+        return sorted({key for e in self.episodes for key in (e.query, *e.supports)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the manifest, whole or not at all."""
+        write_text_whole(path, self.text())
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def canonical_text(dataset: FewShotDataset, episodes: tuple[Episode, ...] | list[Episode]) -> str:
+    """`LABEL QUERY S1 ... SK` per episode, joined by newlines, without a trailing one (protocols.md 2.3)."""
+    return "\n".join(
+        " ".join([dataset.label(e.class_id), *map(dataset.episode_name, (e.query, *e.supports))]) for e in episodes
+    )
+
+
+def build_manifest(
+    dataset: FewShotDataset,
+    fold: int,
+    shot: int,
+    seed: int = 0,
+    episodes_per_class: int | None = None,
+    classes: Literal["novel", "base"] = "novel",
+    small_classes: SmallClasses = "error",
+) -> Manifest:
+    """Make the `clean-v1` episodes of a fold.
+
+    episodes_per_class  None = the data set's own number
+    classes             `novel` for testing; `base` for honest validation during training
+    small_classes       a class with fewer than K + 1 candidates is an `error`, or is left out and listed in the header
+
+    Raises `UserError` for an unknown fold, a bad number, or too small a class.
+    """
+    if not 0 <= fold < dataset.n_folds:
+        raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not {fold}.")
+    if shot < 1:
+        raise UserError(f"The number of supports must be at least 1, not {shot}.")
+    count = dataset.episodes_per_class if episodes_per_class is None else episodes_per_class
+    if count < 1:
+        raise UserError(f"episodes_per_class must be at least 1, not {count}.")
+
+    episodes: list[Episode] = []
+    used: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.base_classes(fold)
+    for class_id in sorted(wanted, key=dataset.label):
+        keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
+        if len(keys) <= shot and small_classes == "leave-out":
+            left_out[str(class_id)] = dataset.class_names[class_id]
+            continue
+        used[str(class_id)] = dataset.class_names[class_id]
+        drawn = clean_v1.class_episodes(dataset.name, dataset.label(class_id), list(keys), count, shot, seed)
+        episodes += [Episode(class_id, keys[query], tuple(keys[s] for s in supports)) for query, supports in drawn]
+    if not episodes:
+        raise UserError(
+            f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
+        )
+    header = ManifestHeader(
+        dataset=dataset.name,
+        protocol=clean_v1.NAME if classes == "novel" else f"{clean_v1.NAME}-base",
+        fold=fold,
+        n_folds=dataset.n_folds,
+        shot=shot,
+        seed=seed,
+        episodes=len(episodes),
+        episodes_per_class=count,
+        split="test",
+        image_filter=dataset.image_filter,
+        mask_renderer=dataset.mask_renderer,
+        classes=used,
+        left_out=left_out,
+        episodes_sha256=sha256_text(canonical_text(dataset, episodes)),
+    )
+    return Manifest(header, tuple(episodes))
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read and check a manifest file.
+
+    Raises `UserError`, naming the file and line, where it is missing, damaged, of another version, or inconsistent.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"Cannot read the episode manifest {path}: {error}. Make one with `fssbench episodes build`."
+        ) from None
+    number = 0
+    try:
+        header = _header(json.loads(lines[0]))
+        episodes = []
+        for number, line in enumerate(lines[1:], start=1):
+            row = json.loads(line)
+            if row["id"] != number - 1:
+                raise ValueError(f"episode id {row['id']} where {number - 1} was expected")
+            episodes.append(Episode(int(row["class"]), str(row["query"]), tuple(map(str, row["supports"]))))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{path}, line {number + 1}: not an episode manifest ({error}). Make it again with `fssbench episodes build`."
+        ) from None
+    manifest = Manifest(header, tuple(episodes))
+    problems = check_manifest(manifest)
+    if problems:
+        raise UserError(f"{path}: {problems[0]}. Make it again with `fssbench episodes build`.")
+    return manifest
+
+
+def _header(row: dict[str, Any]) -> ManifestHeader:
+    if row.get("format") != FORMAT:
+        raise ValueError(f"the first line lacks format '{FORMAT}'")
+    if row.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"format version {row.get('format_version')}, this fssbench reads {FORMAT_VERSION}")
+    known = {f.name for f in fields(ManifestHeader)}
+    if set(row) != known:
+        raise ValueError(f"header keys differ: {sorted(set(row) ^ known)}")
+    return ManifestHeader(**row)
+
+
+def check_manifest(manifest: Manifest) -> list[str]:
+    """What is inconsistent inside a manifest, one sentence each; empty if nothing is."""
+    header, problems = manifest.header, []
+    if header.episodes != len(manifest.episodes):
+        problems.append(f"the header announces {header.episodes} episodes, the file holds {len(manifest.episodes)}")
+    for number, episode in enumerate(manifest.episodes):
+        if len(episode.supports) != header.shot:
+            problems.append(f"episode {number} has {len(episode.supports)} supports instead of {header.shot}")
+        elif episode.query in episode.supports:
+            problems.append(f"episode {number} has its query among its supports")
+        elif len(set(episode.supports)) < len(episode.supports):
+            problems.append(f"episode {number} repeats a support")
+        elif str(episode.class_id) not in header.classes:
+            problems.append(f"episode {number} is of class {episode.class_id}, which the header does not name")
+    return problems
+
+
+def verify_manifest(manifest: Manifest, dataset: FewShotDataset) -> list[str]:
+    """Differences between a manifest and the one that `dataset` gives now, one sentence each; empty if identical."""
+    header = manifest.header
+    problems = check_manifest(manifest)
+    if header.dataset != dataset.name:
+        return [*problems, f"it is of {header.dataset}, the data set is {dataset.name}"]
+    expected = build_manifest(
+        dataset,
+        header.fold,
+        header.shot,
+        header.seed,
+        header.episodes_per_class,
+        classes="base" if header.protocol.endswith("-base") else "novel",
+        small_classes="leave-out" if header.left_out else "error",
+    )
+    for name in (f.name for f in fields(ManifestHeader)):
+        mine, theirs = getattr(header, name), getattr(expected.header, name)
+        if mine != theirs:
+            problems.append(f"{name} is {mine!r}, the data give {theirs!r}")
+    different = [i for i, (a, b) in enumerate(zip(manifest.episodes, expected.episodes, strict=False)) if a != b]
+    if different:
+        problems.append(f"{len(different)} episodes differ, the first is number {different[0]}")
+    return problems

@@ -1,0 +1,40 @@
+"""One sampler for every stage: it pads for training and never pads for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.utils.data import Sampler
+
+from fssbench.errors import UserError
+
+
+class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) for this process's share of `episodes`: index = rank, rank + world_size, ...
+
+    For training (`pad=True`) every process gets the same number of episodes; the few that are added have indices at or
+    above `episodes`, so they are new episodes and not repeats. For evaluation nothing is added: each episode is counted
+    exactly once however many processes there are (Lightning's own sampler would count some twice).
+
+    Since the epoch travels with the index, a training episode depends on (seed, epoch, index) alone: not on workers.
+    """
+
+    def __init__(self, episodes: int, rank: int = 0, world_size: int = 1, *, pad: bool = False) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not below world_size {world_size}.")
+        self.episodes, self.rank, self.world_size, self.pad = episodes, rank, world_size, pad
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in range(self.rank, self._stop, self.world_size))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._stop, self.world_size))
+
+    @property
+    def _stop(self) -> int:
+        return -(-self.episodes // self.world_size) * self.world_size if self.pad else self.episodes

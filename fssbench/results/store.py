@@ -1,0 +1,165 @@
+"""The result store: a folder of records and episode tables that can be copied, merged and reviewed as plain files.
+
+    root/<dataset>/<protocol>/<method>@<first 8 of the config hash>/fold0_shot1_seed0.json
+    root/<dataset>/<protocol>/<method>@<first 8 of the config hash>/fold0_shot1_seed0.parquet
+
+A JSON file that is there is complete, and so is its table. Reading records needs neither torch nor pyarrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fssbench.errors import UserError, nearest
+from fssbench.files import written_whole
+from fssbench.results.record import Key, ResultRecord, read_record
+from fssbench.results.table import EpisodeRow, read_table, recompute, write_table
+
+LOCK_SECONDS = 60
+"""How long a writer waits for another one; writing takes well under a second."""
+
+
+class Damaged(NamedTuple):
+    """A file of the store that is not a usable result."""
+
+    path: Path
+    reason: str
+
+
+class Contents(NamedTuple):
+    """Everything in a store."""
+
+    records: list[ResultRecord]
+    damaged: list[Damaged]
+
+
+class ResultStore:
+    """Records and episode tables below `root` (made when the first result is written)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, key: Key) -> Path:
+        """The JSON file of a key; its table lies beside it with the suffix `.parquet`.
+
+        The name leaves out the weights and the manifest: a second result of the same method configuration on the same
+        fold, shot and seed replaces the first on purpose (`overwrite`) or goes to another store.
+        """
+        square = "" if key.resolution == "original" else f"_{key.resolution}"
+        folder = self.root / key.dataset / key.protocol / f"{key.method}@{key.config_hash[:8]}"
+        return folder / f"fold{key.fold}_shot{key.shot}_seed{key.seed}{square}.json"
+
+    def write(self, record: ResultRecord, rows: Sequence[EpisodeRow], overwrite: bool = False) -> Path:
+        """Write a record and its episode table, both or none, after recomputing the record from the rows.
+
+        Returns the path of the JSON file.
+
+        Raises:
+            UserError: the rows do not give the record's scores, a result is already there and `overwrite` is off, or
+                the files cannot be written (full disk, no permission).
+        """
+        recompute(record, rows)
+        path = self.path(record.key)
+        with self._locked():
+            if path.exists() and not overwrite:
+                raise UserError(
+                    f"{path} already holds a result{_difference(path, record.key)}. Pass overwrite=True "
+                    "(--overwrite always) to replace it, or write to another results folder to keep both."
+                )
+            # Both files are complete on disk before either gets its name; the inner one, the table, is named first.
+            with written_whole(path) as json_file:
+                json_file.write_text(record.to_text(), encoding="utf-8", newline="\n")
+                with written_whole(path.with_suffix(".parquet")) as table_file:
+                    write_table(rows, table_file)
+        return path
+
+    def read_all(self) -> Contents:
+        """All records, sorted by path, and the files that are not usable results with the reason.
+
+        Reads the JSON files only; of a table it is only checked that it exists (`verify` reads it).
+        """
+        contents = Contents([], [])
+        for path in sorted(self.root.glob("*/*/*@*/fold*_shot*_seed*.json")):
+            try:
+                record = read_record(path)
+            except UserError as error:
+                contents.damaged.append(Damaged(path, str(error)))
+                continue
+            if path != self.path(record.key):
+                reason = f"{path}: its key belongs to {self.path(record.key)}; was the file moved or renamed?"
+                contents.damaged.append(Damaged(path, reason))
+            elif not path.with_suffix(".parquet").is_file():
+                reason = f"{path}: the episode table {path.stem}.parquet is missing; restore it or run the test again."
+                contents.damaged.append(Damaged(path, reason))
+            else:
+                contents.records.append(record)
+        return contents
+
+    def find(self, **key: Any) -> list[ResultRecord]:
+        """Usable records whose key has these values, e.g. `find(dataset="coco-20i", fold=0)` or `find(**vars(key))`.
+
+        Raises:
+            UserError: a name that is not a field of `Key`.
+        """
+        names = [field.name for field in fields(Key)]
+        for name in key:
+            if name not in names:
+                raise UserError(f"'{name}' is not a part of the result key.{nearest(name, names)}")
+        return [r for r in self.read_all().records if all(getattr(r.key, name) == value for name, value in key.items())]
+
+    def rows(self, record: ResultRecord) -> list[EpisodeRow]:
+        """The episode table of a record of this store, ascending by episode.
+
+        Raises:
+            UserError: the table is missing or damaged.
+        """
+        return read_table(self.path(record.key).with_suffix(".parquet"))
+
+    def verify(self, record: ResultRecord) -> None:
+        """Recompute every score of a record from its episode table.
+
+        Raises:
+            UserError: the table is missing, damaged or gives other scores; names the file.
+        """
+        rows = self.rows(record)
+        try:
+            recompute(record, rows)
+        except UserError as error:
+            raise UserError(f"{self.path(record.key)}: {error}") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, so that no record ends up beside another run's table. Released when a process dies."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.root / ".lock", timeout=LOCK_SECONDS)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"Another process has been writing to {self.root} for {LOCK_SECONDS} s: "
+                "end it, or choose another results folder."
+            ) from error
+        except (NotImplementedError, OSError):
+            # Some network file systems have no locks: better unlocked than a result lost. Where the folder cannot be
+            # written at all, writing the files says so.
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _difference(path: Path, key: Key) -> str:
+    """What an existing result has other than the new one, for the message of `write`."""
+    try:
+        old = read_record(path).key
+    except UserError:
+        return " (damaged)"
+    other = [field.name for field in fields(Key) if getattr(old, field.name) != getattr(key, field.name)]
+    return f" with another {', '.join(other)}" if other else ""

@@ -1,0 +1,207 @@
+"""FS-DINO as a method: settings, frozen encoder, starting weights and optimiser around `FSDINONet`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fssbench.encoders.vit import ViTEncoder, backbone_facts
+from fssbench.errors import UserError
+from fssbench.method import Features, FewShotMethod
+from methods.fsdino.adapter import AdapterConfig
+from methods.fsdino.decoder import DecoderConfig, SamParts
+from methods.fsdino.model import FSDINONet
+from methods.fsdino.prompts import PCSConfig, PrototypeConfig, SVPConfig
+
+PRESETS: dict[str, dict[str, Any]] = {"comp_star": {"decoder.train": False}, "comp": {"decoder.train": True}}
+"""What a preset decides where the setting itself is left null."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser: AdamW with a linear warm-up and a cosine to 0, step by step (all our choice, after VRP-SAM).
+
+    Args:
+        lr: learning rate of the prompt generator.
+        decoder_lr: learning rate of the decoder, where it is trained.
+        adapter_lr: learning rate of the adapter, where it is trained; null: 1e-5 from `adapter_weights`, else `lr`.
+        weight_decay: of all trained parameters.
+        warmup_steps: length of the warm-up; never more than a tenth of the training.
+    """
+
+    lr: float = 1e-4
+    decoder_lr: float = 5e-5
+    adapter_lr: float | None = None
+    weight_decay: float = 1e-4
+    warmup_steps: int = 500
+
+
+class FSDINO(FewShotMethod):
+    """FS-DINO's compact models: a pooled prototype and its similarity map prompt a SAM mask decoder.
+
+    arXiv 2504.15669; not a reproduction of its training, which is not published. The weights of SAM and of the adapter
+    are read when `fit` starts; every other use takes all weights but the encoder's from a checkpoint.
+
+    Args:
+        preset: `comp` trains prompts and decoder, `comp_star` the prompts alone. A setting given explicitly wins.
+        backbone: timm name of a plain vision transformer.
+        backbone_weights: `hub` (timm's download), `random`, or the path of a weight file.
+        image_size: side in pixels of the squares given to the encoder; a multiple of its patch size.
+        apply_final_norm: apply the encoder's final norm to the tokens of every block that is used.
+        pos_embed_resize: resize position embeddings as the `original` DINOv2 does, or as `timm` does.
+        sam_weights: SAM's original checkpoint for decoder and prompts: a path, or a file name in `FSSBENCH_WEIGHTS`
+            (default `~/.cache/fssbench/weights`); `random` starts them untrained.
+        adapter_weights: weights of a distilled adapter (.safetensors or a checkpoint).
+        train_adapter: train the adapter; null: train it exactly where `adapter_weights` is null.
+        mask_threshold: a support none of whose tokens is covered to this part counts as empty (`prototype.fallback`).
+        support_ignore: pixels with 255 in a support mask are `background`, or with `exclude` in no prototype.
+        kshot_merge: `feature` averages the prototypes of the shots, `logit` their logits, `vote` counts their masks.
+        adapter: settings of the adapter.
+        prototype: settings of the pooled prototype.
+        svp: settings of the sparse prompt.
+        pcs: settings of the dense prompt.
+        decoder: settings of the decoder.
+        train: settings of the optimiser.
+    """
+
+    free_settings: ClassVar[tuple[str, ...]] = (*FewShotMethod.free_settings, "kshot_merge")
+
+    def __init__(
+        self,
+        preset: Literal["comp_star", "comp"] = "comp",
+        backbone: str = "vit_base_patch14_dinov2.lvd142m",
+        backbone_weights: str = "hub",
+        image_size: int = 518,
+        apply_final_norm: bool = True,
+        pos_embed_resize: Literal["original", "timm"] = "original",
+        sam_weights: str = "sam_vit_h_4b8939.pth",
+        adapter_weights: str | None = None,
+        train_adapter: bool | None = None,
+        mask_threshold: float = 0.5,
+        support_ignore: Literal["background", "exclude"] = "background",
+        kshot_merge: Literal["feature", "logit", "vote"] = "feature",
+        adapter: AdapterConfig = AdapterConfig(),  # noqa: B008 (frozen: safe to share)
+        prototype: PrototypeConfig = PrototypeConfig(),  # noqa: B008
+        svp: SVPConfig = SVPConfig(),  # noqa: B008
+        pcs: PCSConfig = PCSConfig(),  # noqa: B008
+        decoder: DecoderConfig = DecoderConfig(),  # noqa: B008
+        train: TrainConfig = TrainConfig(),
+    ) -> None:
+        super().__init__()
+        if decoder.train is None:
+            decoder = replace(decoder, train=PRESETS[preset]["decoder.train"])
+        if train_adapter is None:
+            train_adapter = adapter_weights is None
+        if adapter_weights is None and not train_adapter:
+            raise UserError(
+                "train_adapter is false, but no adapter_weights are given: the adapter would stay random. Give "
+                "adapter_weights (from distillation), or leave train_adapter out to train it."
+            )
+        if sam_weights != "random" and not decoder.fits_sam:
+            raise UserError(
+                f"SAM's weights ({sam_weights}) fit only a decoder of SAM's own width, depth, heads and mlp_dim. "
+                "Leave these at their defaults, or set sam_weights: random."
+            )
+        self.image_size = image_size
+        self.sam_weights, self.adapter_weights = sam_weights, adapter_weights
+        self.optimisation = train
+        self.encoder = ViTEncoder(
+            backbone,
+            backbone_weights,
+            image_size,
+            (adapter.block, prototype.block),
+            final_norm=apply_final_norm,
+            pos_embed_resize=pos_embed_resize,
+        )
+        early, late = (f"block{block}" for block in self.encoder.blocks)
+        self.net = FSDINONet(
+            self.encoder.embed_dim,
+            early,
+            late,
+            adapter=adapter,
+            prototype=prototype,
+            svp=svp,
+            pcs=pcs,
+            decoder=decoder,
+            train_adapter=train_adapter,
+            mask_threshold=mask_threshold,
+            support_ignore=support_ignore,
+            kshot_merge=kshot_merge,
+        )
+
+    def encode(self, images: Tensor) -> Features:
+        """Images (M, 3, H, W) float32 in [0, 1] to the tokens (M, D, h, w) of the early and the late block."""
+        return self.encoder(images)
+
+    def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
+        """Logits (B, 4g, 4g) at four times the decoder's grid; (B, H, W) where several shots vote."""
+        return self.net(query, support, support_masks)
+
+    def setup(self, stage: str) -> None:
+        """Before `fit`, read the starting weights; other stages load a checkpoint, which holds them all."""
+        if stage == "fit":
+            self.load_starting_weights()
+        super().setup(stage)
+
+    def load_starting_weights(self) -> None:
+        """Start at SAM's and the distilled adapter's weights where they are configured.
+
+        Raises `UserError` where a file is missing or does not fit.
+        """
+        if self.sam_weights != "random":
+            self.net.start_from_sam(SamParts.read(self.sam_weights))
+        if self.adapter_weights is not None:
+            self.net.adapter.start_from(self.adapter_weights)
+
+    def metadata(self) -> dict[str, Any]:
+        """Facts for the record; SAM's weights add class-agnostic masks to what the backbone has seen."""
+        facts = backbone_facts(self.hparams["backbone"], self.hparams["backbone_weights"])
+        if self.sam_weights != "random":
+            others = tuple(word for word in facts["contamination"] if word not in ("none", "unknown"))
+            known = "unknown" not in facts["contamination"]
+            facts["contamination"] = (*others, "class-agnostic masks") if known else ("unknown",)
+        merge = {"feature": "joint", "logit": "average", "vote": "vote"}[self.hparams["kshot_merge"]]
+        return {
+            **facts,
+            "track": "strict",
+            "supervision": "none" if self.sam_weights == "random" else "SA-1B masks (SAM)",
+            "base_knowledge_at_test": False,
+            "kshot_mode": merge,
+            "hyper_parameters": "one setting for all data sets and shots",
+            "uses_text": False,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with one group per trained part (prompts, decoder, adapter), and the learning rate's schedule."""
+        train = self.optimisation
+        adapter_lr = train.adapter_lr
+        if adapter_lr is None:
+            adapter_lr = train.lr if self.adapter_weights is None else 1e-5
+        rates = {"prompts": train.lr, "decoder": train.decoder_lr, "adapter": adapter_lr}
+        groups = [{"name": n, "params": p, "lr": rates[n]} for n, p in self.net.trained_parameters().items()]
+        optimizer = torch.optim.AdamW(groups, weight_decay=train.weight_decay)
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError("The cosine schedule needs an end. Set trainer.max_epochs or trainer.max_steps.")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(int(steps), train.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(steps: int, warmup: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step (0-based): linear up over the warm-up, then a half cosine down to 0.
+
+    `steps` counts the optimiser steps of the whole training; `warmup` is cut to a tenth of them.
+    """
+    warmup = min(warmup, steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    return factor

@@ -1,0 +1,17 @@
+"""Settings of every test: nothing outside the test's own folders is written, nothing is sent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache: Path = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("FSSBENCH_CACHE", str(cache))

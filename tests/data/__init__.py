@@ -1,0 +1,1 @@
+"""Generators of tiny real data sets in the official layouts. Same arguments, same files."""

@@ -1,0 +1,214 @@
+"""FSDINO as a method: presets and settings, starting weights, a real short training, its optimiser and checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import load_file, save_file
+
+from fssbench.errors import UserError
+from fssbench.method import FewShotMethod
+from methods.fsdino import FSDINO
+from methods.fsdino.adapter import Adapter, AdapterConfig
+from methods.fsdino.decoder import DecoderConfig
+from methods.fsdino.module import TrainConfig, warmup_cosine
+from methods.fsdino.prompts import PrototypeConfig
+from tests.methods.sam import Sam
+from tests.toy import Toy
+
+TINY = {"backbone": "vit_tiny_patch16_224", "backbone_weights": "random", "image_size": 64}
+SMALL = DecoderConfig(width=32, depth=1, heads=4, mlp_dim=64)
+LOW = PrototypeConfig(block=3)  # blocks above the highest one used are not built
+CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
+
+
+def make_method(**kwargs: Any) -> FSDINO:
+    torch.manual_seed(0)
+    return FSDINO(**{**TINY, "sam_weights": "random", "decoder": SMALL, "prototype": LOW, **kwargs})
+
+
+def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=str(folder),
+        **{"enable_checkpointing": False, **kwargs},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapter_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
+    save_file(Adapter(192, SMALL.width).state_dict(), path)
+    return str(path)
+
+
+def test_features_are_the_two_blocks_that_are_needed() -> None:
+    features = make_method(prototype=PrototypeConfig()).encode(torch.rand(2, 3, 64, 64))
+    assert {name: tuple(value.shape) for name, value in features.items()} == dict.fromkeys(
+        ("block3", "block12"), (2, 192, 4, 4)
+    )
+    method = make_method(adapter=AdapterConfig(block=2))
+    assert (method.net.early, method.net.late) == ("block2", "block3")
+    assert set(method.encode(torch.rand(1, 3, 64, 64))) == {"block2", "block3"}
+    assert set(make_method().encode(torch.rand(1, 3, 64, 64))) == {"block3"}
+
+
+def test_presets_decide_on_the_decoder_and_settings_win(adapter_file: str) -> None:
+    def parts(**kwargs: Any) -> set[str]:
+        return set(make_method(adapter_weights=adapter_file, **kwargs).net.trained_parameters())
+
+    frozen = DecoderConfig(train=False, width=32, depth=1, heads=4, mlp_dim=64)
+    assert parts() == parts(preset="comp") == {"prompts", "decoder"}
+    assert parts(preset="comp_star") == parts(preset="comp", decoder=frozen) == {"prompts"}
+
+
+def test_adapter_is_trained_where_it_has_no_weights(adapter_file: str) -> None:
+    assert "adapter" in make_method().net.trained_parameters()
+    assert "adapter" in make_method(adapter_weights=adapter_file, train_adapter=True).net.trained_parameters()
+    assert "adapter" not in make_method(adapter_weights=adapter_file).net.trained_parameters()
+    with pytest.raises(UserError, match="adapter would stay random"):
+        make_method(train_adapter=False)
+
+
+def test_sams_weights_need_sams_sizes() -> None:
+    with pytest.raises(UserError, match="SAM's own width"):
+        make_method(sam_weights="sam_vit_h_4b8939.pth")
+
+
+def test_random_start_follows_the_seed() -> None:
+    one, same = make_method().state_dict(), make_method().state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+
+
+def test_starting_weights_are_read_before_fit_only(tmp_path: Path) -> None:
+    sam, file = Sam(tmp_path), tmp_path / "adapter.safetensors"
+    save_file(Adapter(192).state_dict(), file)
+    method = make_method(sam_weights=str(sam.path), adapter_weights=str(file), decoder=DecoderConfig())
+    random = {name: value.clone() for name, value in method.net.state_dict().items()}
+    method.setup("test")
+    assert all(torch.equal(value, random[name]) for name, value in method.net.state_dict().items())
+    method.setup("fit")
+    for name, value in sam.mask_decoder.state_dict().items():
+        assert torch.equal(method.net.decoder.mask_decoder.state_dict()[name], value)
+    assert torch.equal(method.net.svp.projections[0][2].bias, sam.prompt_encoder.point_embeddings[1].weight[0])
+    assert torch.equal(method.net.pcs.encoder[0].weight, sam.prompt_encoder.mask_downscaling[0].weight)
+    assert torch.equal(method.net.adapter.expand.weight, load_file(file)["expand.weight"])
+    assert {n for n, p in method.net.named_parameters() if p.requires_grad} == {
+        n for n, _ in method.net.named_parameters() if not n.startswith(("adapter.", "decoder.mask_decoder.iou_pred"))
+    }
+
+
+def test_short_training(tmp_path: Path, adapter_file: str) -> None:
+    method = make_method(adapter_weights=adapter_file, train=TrainConfig(lr=1e-2, decoder_lr=1e-2))
+    method.load_starting_weights()
+    frozen = [*method.encoder.named_parameters(), *method.net.adapter.state_dict().items()]
+    before = [value.clone() for _, value in frozen]
+    losses = Losses()
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="last")
+    trainer = make_trainer(tmp_path, max_steps=12, enable_checkpointing=True, callbacks=[saver, losses])
+    trainer.fit(method, datamodule=Toy(batch_size=2, episodes_per_epoch=4))
+
+    assert len(losses.values) == 12
+    assert sum(losses.values[-3:]) < 0.93 * sum(losses.values[:3])
+    after = [*method.encoder.parameters(), *method.net.adapter.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    method.train()
+    assert not any(module.training for part in (method.encoder, method.net.adapter) for module in part.modules())
+
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {f"net.{name}" for name in method.net.state_dict()}
+    tested = make_method(adapter_weights=adapter_file, train=TrainConfig(lr=1e-2, decoder_lr=1e-2), kshot_merge="vote")
+    Path(adapter_file).rename(tmp_path / "away")  # a checkpoint needs none of the starting weights
+    try:
+        make_trainer(tmp_path).test(
+            tested, datamodule=Toy(shot=2, episodes_per_class=1), ckpt_path=tmp_path / "last.ckpt", verbose=False
+        )
+    finally:
+        (tmp_path / "away").rename(adapter_file)
+    assert all(torch.equal(value, method.net.state_dict()[name]) for name, value in tested.net.state_dict().items())
+    assert tested.complete
+
+
+class Losses(Callback):
+    """Remembers the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def test_groups_of_the_optimiser(tmp_path: Path, adapter_file: str) -> None:
+    def groups(**kwargs: Any) -> dict[str, tuple[float, int]]:
+        method = make_method(**kwargs)
+        make_trainer(tmp_path, max_steps=1).fit(method, datamodule=Toy(batch_size=1, episodes_per_epoch=1))
+        found = method.optimizers().param_groups
+        assert {g["weight_decay"] for g in found} == {1e-4}
+        return {g["name"]: (g["initial_lr"], sum(p.numel() for p in g["params"])) for g in found}
+
+    net = make_method().net
+    prompts = sum(p.numel() for p in [*net.svp.parameters(), *net.pcs.parameters()])
+    decoder = sum(p.numel() for p in net.decoder.trained_parameters())
+    adapter = sum(p.numel() for p in net.adapter.parameters())
+    assert groups(preset="comp_star", adapter_weights=adapter_file) == {"prompts": (1e-4, prompts)}
+    assert groups() == {"prompts": (1e-4, prompts), "decoder": (5e-5, decoder), "adapter": (1e-4, adapter)}
+    assert groups(adapter_weights=adapter_file, train_adapter=True)["adapter"] == (1e-5, adapter)
+    set_lr = groups(train=TrainConfig(lr=0.2, decoder_lr=0.3, adapter_lr=0.4))
+    assert {name: lr for name, (lr, _) in set_lr.items()} == {"prompts": 0.2, "decoder": 0.3, "adapter": 0.4}
+
+
+def test_schedule() -> None:
+    factor = warmup_cosine(10_000, 500)
+    assert [factor(s) for s in (0, 499)] == pytest.approx([1 / 501, 500 / 501])
+    assert factor(500) == 1
+    assert factor(5250) == pytest.approx(0.5)
+    assert factor(10_000) == pytest.approx(0, abs=1e-9)
+    short = warmup_cosine(50, 500)
+    assert max(short(s) for s in range(50)) == short(5) == 1, "the warm-up is cut to a tenth"
+    assert warmup_cosine(1, 500)(0) == 1
+
+
+def test_training_without_an_end_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_epochs=-1)
+    with pytest.raises(UserError, match="needs an end"):
+        trainer.fit(make_method(), datamodule=Toy(batch_size=1, episodes_per_epoch=1))
+
+
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FewShotMethod, "model")
+    return parser
+
+
+def test_nested_settings_on_the_command_line(parser: ArgumentParser) -> None:
+    chosen = ["--model=methods.fsdino.FSDINO", "--model.preset=comp_star", "--model.adapter.norm=ln2d"]
+    small = ["--model.decoder.width=32", "--model.decoder.heads=4", "--model.sam_weights=random"]
+    tiny = [f"--model.{name}={value}" for name, value in TINY.items()] + ["--model.prototype.block=3"]
+    method = parser.instantiate(parser.parse_args([*chosen, *small, *tiny])).model
+    assert isinstance(method, FSDINO)
+    assert type(method.net.adapter.squeeze[1]).__name__ == "LayerNorm2d"
+    assert method.settings()["adapter"] == {**asdict(AdapterConfig()), "norm": "ln2d"}
+    with pytest.raises(ArgumentError, match="ln3d"):
+        parser.parse_args([*chosen, "--model.adapter.norm=ln3d"])
+
+
+@pytest.mark.parametrize("name", ["fsdino", "comp", "comp_star", "prototype"])
+def test_shipped_configs_name_settings_that_exist(parser: ArgumentParser, name: str) -> None:
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    parsed = parser.parse_object({"model": config["model"]})
+    assert parsed.model.class_path == (
+        "methods.prototype.Prototype" if name == "prototype" else "methods.fsdino.FSDINO"
+    )
+    if name.startswith("comp"):
+        assert parsed.model.init_args.preset == name

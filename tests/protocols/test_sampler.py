@@ -1,0 +1,36 @@
+"""Sharding: evaluation counts each episode once, training gives each process equally many."""
+
+from __future__ import annotations
+
+import pytest
+
+from fssbench.errors import UserError
+from fssbench.protocols.sampler import ShardedEpisodeSampler
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("episodes", [1, 5, 12])
+def test_evaluation_shards_are_a_partition(episodes: int, world_size: int) -> None:
+    shards = [list(ShardedEpisodeSampler(episodes, rank, world_size)) for rank in range(world_size)]
+    assert sorted(index for shard in shards for _, index in shard) == list(range(episodes))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_training_shards_are_equal_and_never_repeat(world_size: int) -> None:
+    samplers = [ShardedEpisodeSampler(5, rank, world_size, pad=True) for rank in range(world_size)]
+    shards = [list(s) for s in samplers]
+    assert len({len(shard) for shard in shards}) == 1
+    assert [len(s) for s in samplers] == [len(shard) for shard in shards]
+    drawn = [index for shard in shards for _, index in shard]
+    assert len(set(drawn)) == len(drawn) >= 5
+
+
+def test_the_epoch_travels_with_the_index() -> None:
+    sampler = ShardedEpisodeSampler(3, 1, 2, pad=True)
+    sampler.set_epoch(4)
+    assert list(sampler) == [(4, 1), (4, 3)]
+
+
+def test_a_wrong_rank_is_refused() -> None:
+    with pytest.raises(UserError):
+        ShardedEpisodeSampler(3, 2, 2)

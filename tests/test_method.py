@@ -1,0 +1,170 @@
+"""What every method gets for free: steps, scores, rows, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fssbench.encoders.cache import FeatureCache
+from fssbench.errors import UserError
+from fssbench.method import FewShotMethod
+from tests.toy import ColourMethod, FreeMethod, Toy
+
+
+def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=str(folder),
+        **{"enable_checkpointing": False, **kwargs},
+    )  # fmt: skip
+
+
+def fitted(folder: Path, **kwargs: Any) -> Path:
+    saver = ModelCheckpoint(dirpath=folder, filename="last")
+    trainer = make_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=[saver])
+    trainer.fit(ColourMethod(**kwargs), datamodule=Toy(batch_size=4, episodes_per_epoch=8))
+    return folder / "last.ckpt"
+
+
+def scored(method: FewShotMethod, folder: Path, ckpt: Path | None = None, **kwargs: Any) -> FewShotMethod:
+    make_trainer(folder).test(method, datamodule=Toy(**kwargs), ckpt_path=ckpt, verbose=False)
+    return method
+
+
+def test_scores_do_not_depend_on_the_batch_size_or_workers(tmp_path: Path) -> None:
+    runs = [
+        scored(FreeMethod(), tmp_path, shot=2, **kwargs)
+        for kwargs in ({"eval_batch_size": 1}, {"eval_batch_size": 5}, {"eval_batch_size": 3, "num_workers": 2})
+    ]
+    assert runs[0].scores == runs[1].scores == runs[2].scores
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.episode_rows] for run in runs]
+    assert rows[0] == rows[1] == rows[2]
+    assert runs[0].complete
+    assert [row["episode_id"] for row in rows[0]] == list(range(16))
+    assert 0 < runs[0].scores["miou"] < 1
+
+
+def test_masks_have_the_original_size(tmp_path: Path) -> None:
+    data = Toy(eval_batch_size=4)
+    batches = make_trainer(tmp_path).predict(FreeMethod(), datamodule=data)
+    sizes = [tuple(mask.shape) for masks in batches for mask in masks]
+    expected = [data.dataset.read_mask(e.query, e.class_id).shape for e in data.test_manifest.episodes]
+    assert sizes == expected
+    assert len(set(sizes)) > 1, "the toy set must mix sizes"
+
+
+def test_a_trained_method_refuses_to_test_without_a_checkpoint(tmp_path: Path) -> None:
+    for verb in ("test", "predict"):
+        with pytest.raises(UserError, match="--ckpt_path"):
+            getattr(make_trainer(tmp_path), verb)(ColourMethod(), datamodule=Toy())
+
+
+def test_checkpoint_holds_only_what_was_trained(tmp_path: Path) -> None:
+    checkpoint = torch.load(fitted(tmp_path), weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"scale", "bias", "seen"}
+    assert "hyper_parameters" not in checkpoint
+    assert checkpoint["fssbench"]["settings"] == {"image_size": 16, "lr": 0.1, "bias": 0.5}
+    assert checkpoint["fssbench"]["training"]["dataset"] == "toy"
+    assert checkpoint["state_dict"]["seen"] == 4, "two epochs of two batches"
+
+
+def test_checkpoint_restores_the_trained_method(tmp_path: Path) -> None:
+    path = fitted(tmp_path)
+    method = scored(ColourMethod(), tmp_path, path)
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert method.scale.item() == saved["scale"].item() != -4.0
+    assert method.training_facts["max_epochs"] == 2
+
+
+def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    path = fitted(tmp_path)
+    with pytest.raises(UserError, match=r"lr=0\.1.*0\.2"):
+        scored(ColourMethod(lr=0.2), tmp_path, path)
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ColourMethod.*FreeMethod"):
+        scored(FreeMethod(), tmp_path, fitted(tmp_path))
+
+
+def test_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    path, method = fitted(tmp_path), ColourMethod()
+    with torch.no_grad():
+        method.encoder.weight[0, 0] += 1
+    with pytest.raises(UserError, match="frozen encoder weights"):
+        scored(method, tmp_path, path)
+
+
+def test_frozen_parts_stay_in_eval_mode_and_unchanged(tmp_path: Path) -> None:
+    method = ColourMethod()
+    before = method.encoder.weight.clone()
+    make_trainer(tmp_path, max_steps=2).fit(method, datamodule=Toy(batch_size=2, episodes_per_epoch=4))
+    method.train()
+    assert method.training
+    assert not method.encoder.training
+    assert torch.equal(method.encoder.weight, before)
+
+
+def test_validation_looks_at_base_classes_only(tmp_path: Path) -> None:
+    data = Toy(fold=1)
+    method = ColourMethod()
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(method, datamodule=data)
+    assert set(method.scores["episodes_per_class"]) == {2, 4, 6, 8}
+    assert float(trainer.callback_metrics["val_miou"]) == pytest.approx(method.scores["miou"])
+
+
+def test_part_of_the_episodes_is_not_complete(tmp_path: Path) -> None:
+    method = FreeMethod()
+    Trainer(
+        accelerator="cpu", logger=False, limit_test_batches=1, enable_progress_bar=False, use_distributed_sampler=False,
+        enable_checkpointing=False, default_root_dir=str(tmp_path),
+    ).test(method, datamodule=Toy(eval_batch_size=3), verbose=False)  # fmt: skip
+    assert not method.complete
+    assert len(method.episode_rows) == 3
+    assert method.scores["missing_classes"]
+
+
+class Counting(FreeMethod):
+    """Counts the images that are encoded."""
+
+    encoded = 0
+
+    def encode(self, images: torch.Tensor) -> Any:
+        self.encoded += len(images)
+        return super().encode(images)
+
+
+@pytest.mark.parametrize("megabytes", [100, 0, 0.005])
+def test_each_distinct_image_is_encoded_once_and_no_score_depends_on_it(tmp_path: Path, megabytes: float) -> None:
+    method = Counting()
+    method.cache = FeatureCache(megabytes)
+    scored(method, tmp_path, eval_batch_size=1)
+    images = len(Toy().test_manifest.images())
+    assert images < 32, "16 episodes of two images each must repeat some"
+    assert method.encoded == {100: images, 0: 32}.get(megabytes, method.encoded)
+    assert images <= method.encoded <= 32
+    assert method.scores == scored(FreeMethod(), tmp_path).scores
+
+
+def test_augmented_images_have_keys_of_their_own() -> None:
+    data = Toy(image_size=8, batch_size=8, episodes_per_epoch=16, augment="flip")
+    data.setup("fit")
+    keys = [key for batch in data.train_dataloader() for key in batch.query_key]
+    assert all("#" in key for key in keys)
+    assert len(set(keys)) == 16
+
+
+def test_the_hash_of_the_weights_sees_every_value() -> None:
+    method = ColourMethod()
+    before = method.weights_sha256()
+    assert before == ColourMethod().weights_sha256()
+    with torch.no_grad():
+        method.bias += 1e-6
+    assert method.weights_sha256() != before
+    assert method.weights_sha256(("encoder",)) == ColourMethod().weights_sha256(("encoder",))
