@@ -96,6 +96,11 @@ SHAPES: dict[str, Pattern] = {
 """Name -> membership in the object's frame: the shape lies in about the unit disc."""
 
 
+def _dots(x: ndarray, y: ndarray) -> ndarray:
+    a, b = _fraction(x) - 0.5, _fraction(y) - 0.5
+    return a * a + b * b < 0.1
+
+
 def _bricks(x: ndarray, y: ndarray) -> ndarray:
     row = np.floor(y / 0.8)
     return (_fraction(y / 0.8) > 0.3) & (_fraction(x / 1.7 + 0.5 * row) > 0.16)
@@ -117,7 +122,7 @@ def _scales(x: ndarray, y: ndarray) -> ndarray:
 TEXTURES: dict[str, Pattern] = {
     "stripes": lambda x, y: _fraction(x) < 0.5,
     "checks": lambda x, y: (_fraction(x / 1.5) < 0.5) ^ (_fraction(y / 1.5) < 0.5),
-    "dots": lambda x, y: (_fraction(x) - 0.5) ** 2 + (_fraction(y) - 0.5) ** 2 < 0.1,
+    "dots": _dots,
     "bricks": _bricks,
     "zigzag": lambda x, y: _fraction(y + 0.9 * abs(2 * _fraction(x / 1.6) - 1)) < 0.5,
     "grid": lambda x, y: (_fraction(x) < 0.3) | (_fraction(y) < 0.3),

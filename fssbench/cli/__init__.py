@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -21,6 +22,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 USAGE = """usage: fssbench VERB [options]
 
@@ -65,14 +68,26 @@ def guarded(function: Callable[[], int]) -> int:
     try:
         return function()
     except UserError as error:
-        print(f"fssbench: {one_line(error)}", file=sys.stderr)
+        complain(one_line(error))
         return 2
     except KeyboardInterrupt:
-        print("fssbench: interrupted; files are written whole or not at all, so none is half done.", file=sys.stderr)
+        complain("interrupted; files are written whole or not at all, so none is half done.")
         return 130
     except BrokenPipeError:  # `fssbench leaderboard | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # of a library that writes logs or checkpoints; our own files raise UserError
+        if error.errno not in DISK_ERRORS:
+            raise
+        complain(
+            f"Cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another folder."
+        )
+        return 2
+
+
+def complain(message: str) -> None:
+    """Print one line to stderr."""
+    print(f"fssbench: {message}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

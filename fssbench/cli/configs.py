@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from fssbench.errors import UserError, nearest
 
@@ -37,6 +38,24 @@ def find_config(name: str) -> Path:
         f"No config '{name}': neither a file here nor a name in {', '.join(map(str, search_folders()))}."
         f"{nearest(name, known_configs())}"
     )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys and values of a config file. Raises `UserError` with the place where it is no YAML mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file ({error.reason}). Give a YAML config.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "a forbidden character"
+        raise UserError(f"{path}{line}: no valid YAML ({problem}). Correct the file.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys with values, such as `model:`, not {type(content).__name__}.")
+    return content
 
 
 def known_configs() -> dict[str, Path]:

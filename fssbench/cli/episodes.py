@@ -42,7 +42,7 @@ def run(verb: str, arguments: list[str]) -> int:
 
 
 def _build(out: Path | None, data: list[str]) -> int:
-    from fssbench.cli.trainer import configured_data
+    from fssbench.cli.parsing import configured_data
 
     manifest = configured_data(data).test_manifest
     header = manifest.header
@@ -59,7 +59,7 @@ def _verify(path: Path, data: list[str]) -> int:
     if not data:
         print("not compared with the data: add --config data/... to do so")
         return 0
-    from fssbench.cli.trainer import configured_data
+    from fssbench.cli.parsing import configured_data
 
     problems = verify_manifest(manifest, configured_data(data).dataset)
     if problems:

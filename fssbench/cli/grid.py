@@ -8,21 +8,18 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from fssbench.cli.configs import find_config
+from fssbench.cli.configs import find_config, read_config
 from fssbench.errors import UserError
 
-HELP = """
-runs over folds and shots (one process each):
-  --folds all|F [F ...]    the folds to run; {fold} in any value becomes the fold
-  --shots K [K ...]        the numbers of supports; {shot} in any value becomes K
-"""
+GRID_HELP = (
+    "--folds all|F [F ...]: the folds to run; {fold} in any value becomes the fold. "
+    "--shots K [K ...]: the numbers of supports; {shot} in any value becomes K."
+)
 
 
 def run(verb: str, arguments: list[str]) -> int:
     """Run a trainer verb, once or for each fold and shot."""
     arguments, folds, shots = split_grid(arguments)
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP.strip("\n"))
     if folds is None and shots is None:
         from fssbench.cli.trainer import run_once
 
@@ -59,7 +56,8 @@ def split_grid(arguments: list[str]) -> tuple[list[str], list[str] | None, list[
 
 def _run_all(verb: str, arguments: list[str], folds: list[str] | None, shots: list[str] | None) -> int:
     """Run each (fold, shot) in a process of its own, which frees its memory and survives a crash of another."""
-    cells = list(product(folds or [None], shots or [None]))
+    empty: list[str | None] = [None]
+    cells = list(product(folds or empty, shots or empty))
     failed: list[str] = []
     for number, (fold, shot) in enumerate(cells, start=1):
         what = " ".join(f"{n} {v}" for n, v in (("fold", fold), ("shot", shot)) if v is not None)
@@ -105,13 +103,10 @@ def option(arguments: list[str], name: str) -> str | None:
 
 def config_names(files: list[str]) -> tuple[str | None, str | None]:
     """Names for the run folder from the configs given: the stems of those that set the model and the data."""
-    import yaml
-
     model = data = None
     for name in files:
         path = find_config(name)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            model = path.stem if "model" in content else model
-            data = path.stem if "data" in content else data
+        content = read_config(path)
+        model = path.stem if "model" in content else model
+        data = path.stem if "data" in content else data
     return model, data

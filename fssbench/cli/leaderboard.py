@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fssbench.errors import UserError
-from fssbench.results.leaderboard import FORMATS, board, render
+from fssbench.results.leaderboard import FORMATS, Format, board, render
 from fssbench.results.store import ResultStore
 
 
@@ -27,7 +27,7 @@ def run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def print_board(results: Path, style: str = "text") -> None:
+def print_board(results: Path, style: Format = "text") -> None:
     """Print the board of a results folder; damaged records are named on stderr and left out."""
     found = ResultStore(results).read_all()
     for path, reason in found.damaged:

@@ -65,7 +65,7 @@ class RunRecorder(SaveConfigCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the fit is finished, so that it is not run again."""
-        if not trainer.is_global_zero or trainer.interrupted or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         note = {
             "finished": now(),
@@ -78,8 +78,20 @@ class RunRecorder(SaveConfigCallback):
         write_text_whole(self.cli.run_dir / NOTE_FILE, json.dumps(note, indent=2) + "\n")
         rank_zero_info(f"trained: {self.cli.run_dir / CHECKPOINT_FILE}")
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the scores of `validate` to `on_validation_end`."""
+        trainer.validate_loop.verbose = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the scores of `validate`; those of a validation during a fit are in the progress bar and the logs."""
+        assert isinstance(pl_module, FewShotMethod)
+        if self.cli.subcommand == "validate" and trainer.is_global_zero:
+            header = data_of(trainer).val_manifest.header
+            print(score_line(f"{header.dataset} base classes of fold {header.fold}, {header.shot}-shot", pl_module))
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a result that exists: the run ends here if the very same one is in the store."""
+        trainer.test_loop.verbose = False
         self.began = time.time()
         self.key = self.make_key(trainer, pl_module)
         path = ResultStore(self.results).path(self.key)
@@ -99,12 +111,8 @@ class RunRecorder(SaveConfigCallback):
         assert isinstance(pl_module, FewShotMethod)
         if not trainer.is_global_zero:
             return
-        scores = pl_module.scores
-        assert scores is not None
-        print(
-            f"{self.key.dataset} fold {self.key.fold}, {self.key.shot}-shot, {len(pl_module.episode_rows)} episodes: "
-            f"mIoU {100 * scores['miou']:.2f}  FB-IoU {100 * scores['fb_iou']:.2f}"
-        )
+        what = f"{self.key.dataset} fold {self.key.fold}, {self.key.shot}-shot, {len(pl_module.episode_rows)} episodes"
+        print(score_line(what, pl_module))
         if not pl_module.complete:
             print("not all episodes were run, so no record is written", file=sys.stderr)
             return
@@ -151,6 +159,8 @@ class RunRecorder(SaveConfigCallback):
     def make_record(self, trainer: Trainer, method: FewShotMethod, rows: list[EpisodeRow]) -> ResultRecord:
         """Everything about this test run."""
         data = data_of(trainer)
+        side = data.image_size
+        assert side is not None, "setup() has asked the method"
         header = data.test_manifest.header
         names = {int(c): name for c, name in header.classes.items()}
         checkpoint = trainer.ckpt_path
@@ -202,7 +212,7 @@ class RunRecorder(SaveConfigCallback):
                 episodes_sha256=header.episodes_sha256,
                 mask_renderer=header.mask_renderer,
                 image_filter=header.image_filter,
-                network_input=(data.image_size, data.image_size),
+                network_input=(side, side),
                 interpolation={
                     "image": IMAGE_INTERPOLATION,
                     "mask": MASK_INTERPOLATION,
@@ -220,6 +230,10 @@ class PredictionWriter(Callback):
         self.folder = folder
         self.written = 0
 
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Tell Lightning to keep no masks in memory."""
+        trainer.predict_loop.return_predictions = False
+
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -233,6 +247,12 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             data_of(trainer).test_manifest.save(self.folder / "episodes.jsonl")
             print(f"predictions: {self.folder} (mask N belongs to episode N of episodes.jsonl)")
+
+
+def score_line(what: str, method: FewShotMethod) -> str:
+    """The scores of the last run, in per cent."""
+    assert method.scores is not None
+    return f"{what}: mIoU {100 * method.scores['miou']:.2f}  FB-IoU {100 * method.scores['fb_iou']:.2f}"
 
 
 def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any]) -> Path | None:

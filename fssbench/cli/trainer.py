@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
-import warnings
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, ArgumentError
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch.multiprocessing import ProcessRaisedException
 
-import datamodules
-import methods
 from datamodules.episodic import EpisodicDataModule
 from fssbench.checkpoint import checkpoint_mismatch, class_path
-from fssbench.cli.configs import find_config
-from fssbench.cli.grid import config_names
+from fssbench.cli.grid import GRID_HELP, config_names
+from fssbench.cli.messages import parse_message, quiet
+from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help, wrapped_user_error
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
 
+RUN_GROUP = "run"
+METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
-
-
-class NamedConfig(ActionConfigFile):
-    """`--config NAME`: the file is looked for by `find_config`, and the one taken is printed."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Resolve the name, then do what jsonargparse does with a file."""
-        path = find_config(str(values))
-        rank_zero_info(f"config {values}: {path}")
-        super().__call__(parser, cfg, str(path), option_string)
 
 
 class FssbenchCLI(LightningCLI):
@@ -59,7 +50,7 @@ class FssbenchCLI(LightningCLI):
             # our sampler shards the episodes: Lightning's would count some twice
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={verb: verb_help(verb) for verb in self.subcommands()} if run else {},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=arguments,
@@ -70,34 +61,41 @@ class FssbenchCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` searches by name and whose errors are exceptions."""
-        parser = LightningArgumentParser(**{"exit_on_error": False, **kwargs})
-        parser.add_argument(
-            "-c", "--config", action=NamedConfig, help="config file or name; may be given several times"
-        )
+        parser = new_parser(**kwargs)
+        # made here, so that --help shows them above the trainer's
+        parser.add_argument_group("where the run goes", name=RUN_GROUP)
+        parser.add_argument_group("several runs, one process each", GRID_HELP)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where results go, and what to do with those that exist."""
-        parser.add_argument("--name", type=str | None, default=None, help="method name on the board and in run_dir")
-        parser.add_argument("--run_dir", type=str | None, default=None, help="default: runs/NAME/DATA/foldF")
-        parser.add_argument("--results", type=str, default="results", help="results folder of `test`")
-        parser.add_argument(
+        assert parser.groups is not None
+        add = parser.groups[RUN_GROUP].add_argument
+        add("--name", type=str | None, default=None, help="method name on the board and in run_dir")
+        add("--run_dir", type=str | None, default=None, help="default: runs/NAME/DATA/foldF")
+        add("--results", type=str, default="results", help="results folder of `test`")
+        add(
             "--overwrite",
             type=Overwrite,
             default="only-missing",
             help="what exists is kept (only-missing), made again (always) or an error (never)",
         )
+        add("--feature_cache", type=float, default=1024, help="memory for frozen features, MiB; 0 = off")
 
-        parser.add_argument(
-            "--feature_cache", type=float, default=1024, help="memory for frozen features, MiB; 0 = off"
-        )
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, and the arguments of Trainer's methods that are not offered: the data come from `data`, scores are
+        printed once, masks are written and not kept, and a checkpoint is never allowed to hold code."""
+        taken = {"model", "datamodule", "verbose", "return_predictions", "weights_only"}
+        return {verb: taken | skipped for verb, skipped in LightningCLI.subcommands().items()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what jsonargparse has to say becomes one line."""
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError) as error:
-            raise UserError(parse_message(str(error))) from None
+            verb = args[0] if args and args[0] in self.subcommands() else None
+            raise UserError(parse_message(str(error), option_names(self._parser(verb)))) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not merge a checkpoint's hyper-parameters over config and flags, as Lightning would: the guard is
@@ -106,9 +104,6 @@ class FssbenchCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run and its folder."""
         config = self._own(self.config)
-        for key, hint in (("model", "methods/comp.yaml"), ("data", "data/shapes.yaml")):
-            if not config.get(key):
-                raise UserError(f"No {key} is configured. Add --config {hint} (see `fssbench list`), or --{key} CLASS.")
         files = [str(path) for path in config.get("config") or []]
         method, data = config_names(files)
         init = config["data"].init_args
@@ -123,6 +118,13 @@ class FssbenchCLI(LightningCLI):
 
     def _own(self, config: Any) -> Any:
         return config[self.subcommand] if self.subcommand else config
+
+    def instantiate_classes(self) -> None:
+        """Make method, data module and trainer."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise wrapped_user_error(error) or error from None
 
     def after_instantiate_classes(self) -> None:
         """Give the method its feature cache."""
@@ -148,9 +150,11 @@ class FssbenchCLI(LightningCLI):
                 kwargs["logger"] = False
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(self.run_dir / "predictions"))
-        return super().instantiate_trainer(
-            default_root_dir=str(config.get("default_root_dir") or self.run_dir), callbacks=callbacks, **kwargs
-        )
+        kwargs["default_root_dir"] = str(config.get("default_root_dir") or self.run_dir)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise UserError(f"trainer: {error} Correct the trainer part of the configuration.") from error
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -163,6 +167,7 @@ class FssbenchCLI(LightningCLI):
         checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config())
         if checkpoint:
             rank_zero_info(f"going on with the unfinished run in {self.run_dir} (--overwrite always starts anew)")
+            keep_metrics(self.run_dir)
             own["ckpt_path"] = str(checkpoint)
 
     def before_validate(self) -> None:
@@ -174,7 +179,7 @@ class FssbenchCLI(LightningCLI):
     def check_checkpoint(self) -> None:
         """Refuse a missing, damaged or foreign checkpoint, and one of another method or other settings."""
         path = self._own(self.config_init).get("ckpt_path")
-        if path is None or path in ("last", "best", "hpc", "registry"):
+        if path is None:
             return
         hint = "Train one with `fssbench fit`, or give another --ckpt_path."
         checkpoint = load_plain(path, "Checkpoint", hint)
@@ -195,15 +200,6 @@ class FssbenchCLI(LightningCLI):
         return {key: value for key, value in content.items() if key not in ("config", "overwrite")}
 
 
-def register_classes() -> None:
-    """Import the classes that may be named without their path: shipped ones and those of installed packages."""
-    for package, names in ((methods, methods.__all__), (datamodules, datamodules.__all__)):
-        for name in names:
-            getattr(package, name)
-    for point in entry_points(group="fssbench.methods"):
-        point.load()
-
-
 def run_once(verb: str, arguments: list[str]) -> int:
     """One run in this process."""
     quiet()
@@ -214,6 +210,10 @@ def run_once(verb: str, arguments: list[str]) -> int:
         FssbenchCLI([verb, *arguments])
     except AlreadyDone as done:
         rank_zero_info(str(done))
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except ProcessRaisedException as error:
+        return of_another_process(error)
     except SystemExit as stop:
         # Lightning ends with status 1 after Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -222,10 +222,24 @@ def run_once(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def of_another_process(error: ProcessRaisedException) -> int:
+    """What a forked or spawned process raised, which arrives here as the text of its traceback."""
+    kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+    name = kind.rpartition(".")[2]
+    if name == AlreadyDone.__name__:
+        rank_zero_info(message)
+        return 0
+    if name in (UserError.__name__, MisconfigurationException.__name__):
+        raise UserError(message) from None
+    if name == KeyboardInterrupt.__name__:
+        raise KeyboardInterrupt from None
+    raise error
+
+
 def number_of_folds(arguments: list[str]) -> int:
     """The folds of the configured data set; checks the whole configuration on the way, before any run starts."""
     quiet()
-    cli = _ParseOnly(drop_option(drop_option(arguments, "--ckpt_path"), "--return_predictions"))
+    cli = _ParseOnly(drop_option(arguments, "--ckpt_path"))
     data = cli.config["data"]
     package, _, name = data.class_path.rpartition(".")
     module: EpisodicDataModule = getattr(import_module(package), name)(**data.init_args.as_dict())
@@ -240,6 +254,9 @@ class _ParseOnly(FssbenchCLI):
 
     def instantiate_classes(self) -> None:
         """Nothing is made."""
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing was made."""
 
 
 def drop_option(arguments: list[str], name: str) -> list[str]:
@@ -268,51 +285,14 @@ def last_checkpoint(run_dir: Path) -> ModelCheckpoint:
     )
 
 
+@rank_zero_only
+def keep_metrics(run_dir: Path) -> None:
+    """Rename the metrics of an interrupted fit to metrics_1.csv, metrics_2.csv, ...: the CSV logger deletes its file."""
+    if (run_dir / METRICS_FILE).exists():
+        number = len(list(run_dir.glob("metrics_*.csv"))) + 1
+        (run_dir / METRICS_FILE).rename(run_dir / f"metrics_{number}.csv")
+
+
 def as_list(value: Any) -> list[Any]:
     """None, one or several things as a list."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def quiet() -> None:
-    """Silence notices that are not for the user of a benchmark."""
-    logging.getLogger("lightning.pytorch").addFilter(_no_tips)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
-    for text in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory.*exists and is not empty.*",
-        ".*isinstance.*",
-    ):
-        warnings.filterwarnings("ignore", message=text)
-
-
-def _no_tips(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not text.startswith(("💡", "Seed set", "GPU available", "TPU available", "HPU available", "`Trainer.fit`"))
-
-
-def parse_message(text: str) -> str:
-    """jsonargparse's message as one line: the key, what is wrong with it, and the nearest valid name."""
-    flat = " ".join(text.split())
-    unknown = re.search(
-        r"[Nn]o action for key [\"'](?:\w+\.)?([\w.]+)[\"']|[Kk]ey [\"']([\w.]+)[\"'] is not expected", flat
-    )
-    if unknown:
-        return f"{flat} Check the spelling; `fssbench fit --config ... --print_config` shows all keys."
-    return flat
-
-
-def configured_data(arguments: list[str]) -> EpisodicDataModule:
-    """The data module that `--config data/...` and `--data.*` options describe, without a method or a trainer."""
-    quiet()
-    register_classes()
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_argument("-c", "--config", action=NamedConfig, help="config file or name; may be given several times")
-    parser.add_subclass_arguments(EpisodicDataModule, "data", required=True)
-    try:
-        config = parser.parse_args(arguments)
-    except (ArgumentError, TypeError) as error:
-        raise UserError(parse_message(str(error))) from None
-    if not config.get("data"):
-        raise UserError("No data are configured. Add --config data/NAME.yaml (see `fssbench list datasets`).")
-    module: EpisodicDataModule = parser.instantiate_classes(config).data
-    return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,21 @@ HEADER_KEY = "fssbench_vit"
 _MAKE_ONE = "Self-describing files are written by fssbench.encoders.weights.save_vit."
 
 
+def find_weights(name: str | Path) -> Path | None:
+    """The file that a `weights` setting means: an existing path, else a file of that name in `FSSBENCH_WEIGHTS`
+    (default `~/.cache/fssbench/weights`), else one that ships with fssbench; None where there is none."""
+    name = Path(name).expanduser()
+    for path in (name, weights_folder() / name, Path(__file__).resolve().parents[1] / "assets" / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def weights_folder() -> Path:
+    """The folder where weight files are looked for by name."""
+    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
+
+
 def read_tensors(path: str | Path, hint: str = "") -> dict[str, Tensor]:
     """Read a flat state dict `{name: tensor}` from a .safetensors, .pth or .pt file, on the CPU, never running code.
 
@@ -31,7 +47,7 @@ def read_tensors(path: str | Path, hint: str = "") -> dict[str, Tensor]:
     Raises `UserError` (ending in `hint`: which file is expected and where to get it) where the file is absent, damaged,
     of another kind, holds something else than tensors, or holds pickled code, which is refused.
     """
-    path = Path(path).expanduser()
+    path = find_weights(path) or Path(path).expanduser()
     if not path.is_file():
         found = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise UserError(f"Weights file {path} {found}. {hint}".rstrip())
@@ -182,7 +198,7 @@ def save_vit(
 
 def read_vit_header(path: str | Path) -> ViTHeader:
     """The header of a file written by `save_vit`; raises `UserError` where it is absent, damaged or incomplete."""
-    path = Path(path).expanduser()
+    path = find_weights(path) or Path(path).expanduser()
     if not path.is_file() or path.suffix != ".safetensors":
         raise UserError(
             f"Weights file {path} is no existing .safetensors file, as name: from_weights needs. {_MAKE_ONE}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, autocast, nn
 
-from fssbench.encoders.weights import load_strict, read_tensors
+from fssbench.encoders.weights import find_weights, load_strict, read_tensors, weights_folder
 from fssbench.errors import UserError
 
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -164,12 +163,11 @@ def new_prompt_encoder(width: int) -> PromptEncoder:
 
 
 def _find(weights: str) -> Path:
-    folder = Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
-    for path in (Path(weights).expanduser(), folder / weights):
-        if path.is_file():
-            return path
+    found = find_weights(weights)
+    if found is not None:
+        return found
     raise UserError(
-        f"SAM weights {weights} exist neither at that path nor in {folder} (environment variable FSSBENCH_WEIGHTS). "
+        f"SAM weights {weights} exist neither at that path nor in {weights_folder()} (environment variable FSSBENCH_WEIGHTS). "
         f"Download {_url(Path(weights).name)} into that folder, or set sam_weights: random to start untrained."
     )
 

@@ -1,0 +1,221 @@
+"""`fssbench doctor`: versions, devices, weights, data and folders; what is ready, and for what is not, what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+
+from fssbench import __version__
+from fssbench.cli.configs import known_configs, packaged_folder, search_folders
+from fssbench.errors import UserError
+from fssbench.results.store import ResultStore
+
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/"
+SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+HUB_MODELS = tuple(f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large"))
+WEIGHT_FILES = {
+    **{
+        f"dinov2_vit{s}14_pretrain.pth": f"{DINOV2_URL}dinov2_vit{s}14/dinov2_vit{s}14_pretrain.pth"
+        for s in ("s", "b", "l")
+    },
+    **{
+        name: f"{SAM_URL}{name}"
+        for name in ("sam_vit_h_4b8939.pth", "sam_vit_l_0b3195.pth", "sam_vit_b_01ec64.pth")
+    },
+}  # fmt: skip
+"""Weight files that the shipped configs may name -> where they are published."""
+COCO_ZIPS = "http://images.cocodataset.org/zips/"
+COCO_IMAGES = {"train2014": 82783, "val2014": 40504}
+COCO_JSONS = tuple(f"annotations/instances_{folder}.json" for folder in COCO_IMAGES)
+COCO_JSON_ZIP = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+FSS1000_PAGE = "https://github.com/HKUSTCV/FSS-1000"
+
+
+class Finding(NamedTuple):
+    """One line of the report: `state` is `ok`, `missing` or `wrong`; `then` says what to do next where it is not ok."""
+
+    state: str
+    what: str
+    then: str = ""
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    """Print the report; the status is 0 whatever is missing, since nothing of it is needed by every run."""
+    argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__).parse_args(arguments)
+    sections = {
+        "versions": versions,
+        "devices": devices,
+        f"weights in {weights_folder()} (FSSBENCH_WEIGHTS)": weights,
+        f"data sets in {data_folder()} (FSSBENCH_DATA)": datasets,
+        "configs, searched in this order (FSSBENCH_CONFIG_PATH)": configs,
+        "results": results,
+    }
+    for title, section in sections.items():
+        print(title)
+        for state, what, then in section():
+            print(f"  {state:<8}{what}")
+            if then:
+                print(f"  {'':<8}next: {then}")
+    return 0
+
+
+def versions() -> list[Finding]:
+    """fssbench, Python, and every required library against the range that fssbench asks for."""
+    found = [Finding("ok", f"fssbench {__version__}, Python {platform.python_version()}, {platform.platform()}")]
+    try:
+        wanted = requires("fssbench") or []
+    except PackageNotFoundError:
+        return [*found, Finding("missing", "fssbench is not installed", "pip install -e . in its source folder")]
+    return [*found, *(library(text) for text in wanted if "extra ==" not in text), torch_pair()]
+
+
+def library(requirement: str) -> Finding:
+    """Whether one requirement such as `timm>=1.0.12` is met."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    install = f"pip install '{wanted.name}{wanted.specifier}'"
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return Finding("missing", f"{wanted.name} {wanted.specifier}", install)
+    if not wanted.specifier.contains(found, prereleases=True):
+        return Finding("wrong", f"{wanted.name} {found}, needed: {wanted.specifier}", install)
+    return Finding("ok", f"{wanted.name} {found}")
+
+
+def torch_pair() -> Finding:
+    """Whether torch and torchvision belong together: torch 2.N goes with torchvision 0.(N + 15)."""
+    try:
+        pair = {name: version(name) for name in ("torch", "torchvision")}
+    except PackageNotFoundError as error:
+        return Finding("missing", f"{error.name}", "pip install torch torchvision")
+    text = " and ".join(f"{name} {value}" for name, value in pair.items())
+    torch_minor, vision_minor = (re.match(r"\d+\.(\d+)", value) for value in pair.values())
+    if torch_minor and vision_minor and int(vision_minor[1]) != int(torch_minor[1]) + 15:
+        wanted = f"torchvision==0.{int(torch_minor[1]) + 15}.*"
+        return Finding("wrong", f"{text} do not belong together", f"pip install '{wanted}'")
+    return Finding("ok", f"{text} belong together")
+
+
+def devices() -> list[Finding]:
+    """The accelerators torch can use, and the memory of each."""
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises anything: missing libraries, mixed versions
+        reason = " ".join(str(error).split())
+        return [Finding("wrong", f"torch cannot be imported: {reason}", "install torch again, see https://pytorch.org")]
+    found = [Finding("ok", f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        found.append(Finding("ok", f"cuda:{number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
+    if torch.backends.mps.is_available():
+        found.append(Finding("ok", "mps: Apple GPU"))
+    if len(found) == 1:
+        reason = (
+            "this torch is built without CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda}: no GPU"
+        )
+        then = "nothing, if the CPU is fast enough; else a CUDA build of torch and a driver (see https://pytorch.org)"
+        found.append(Finding("missing", f"GPU ({reason})", then))
+    return found
+
+
+def weights_folder() -> Path:
+    """Where weight files are looked for by name."""
+    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
+
+
+def weights() -> list[Finding]:
+    """Known weight files, and what timm has downloaded."""
+    found = []
+    for name, url in WEIGHT_FILES.items():
+        path = weights_folder() / name
+        if path.is_file():
+            found.append(Finding("ok", f"{name}, {path.stat().st_size / 2**20:.0f} MiB"))
+        else:
+            found.append(Finding("missing", name, f"curl -L --create-dirs -o {path} {url}"))
+    try:
+        from fssbench.encoders.vit import hub_file
+    except Exception:  # reported under versions and devices
+        return found
+    for name in HUB_MODELS:
+        path_of = hub_file(name)
+        then = "nothing: `backbone_weights: hub` downloads it when it is first used"
+        found.append(Finding("ok", f"timm {name}: {path_of}") if path_of else Finding("missing", f"timm {name}", then))
+    return found
+
+
+def data_folder() -> Path:
+    """Where data sets are looked for by name."""
+    return Path(os.environ.get("FSSBENCH_DATA", "data"))
+
+
+def datasets() -> list[Finding]:
+    """The shipped data sets: which pieces are there."""
+    ready = Finding("ok", "Shapes: generated, nothing to download")
+    return [ready, *coco(data_folder() / "COCO2014"), fss1000(data_folder() / "FSS-1000")]
+
+
+def coco(root: Path) -> list[Finding]:
+    """The four pieces of COCO 2014; training images are needed for `fit` only."""
+    found = []
+    for folder, wanted in COCO_IMAGES.items():
+        count = sum(name.endswith(".jpg") for name in os.listdir(root / folder)) if (root / folder).is_dir() else 0
+        then = f"unpack {COCO_ZIPS}{folder}.zip in {root}"
+        state = "ok" if count == wanted else "wrong" if count else "missing"
+        what = f"COCO {root / folder}: {count} of {wanted} images"
+        found.append(Finding(state, what, "" if state == "ok" else then))
+    for name in COCO_JSONS:
+        state, then = ("ok", "") if (root / name).is_file() else ("missing", f"unpack {COCO_JSON_ZIP} in {root}")
+        found.append(Finding(state, f"COCO {root / name}", then))
+    return found
+
+
+def fss1000(root: Path) -> Finding:
+    """FSS-1000, as its own reader sees it."""
+    if not root.is_dir():
+        return Finding("missing", f"FSS-1000 {root}", f"unpack the data set of {FSS1000_PAGE} there")
+    try:
+        from datamodules.fss1000 import FSS1000Dataset
+
+        dataset = FSS1000Dataset(root)
+    except UserError as error:
+        return Finding("wrong", f"FSS-1000 {root}", str(error))
+    except ImportError as error:
+        return Finding("wrong", f"FSS-1000 {root} cannot be read: {error}", "see versions above")
+    test, train = len(dataset.novel_classes(0)), len(dataset.base_classes(0))
+    what = f"FSS-1000 {root}: {len(dataset.class_names)} classes, {test} for testing, {train} for training"
+    return Finding("wrong", what, dataset.skipped[0]) if dataset.skipped else Finding("ok", what)
+
+
+def configs() -> list[Finding]:
+    """The folders in which `--config NAME` looks."""
+    found = [Finding("ok", f"{Path.cwd()} (where you are)")]
+    for folder in search_folders():
+        packaged = " (shipped)" if folder == packaged_folder() else ""
+        count = sum(path.is_relative_to(folder) for path in known_configs().values())
+        if folder.is_dir():
+            found.append(Finding("ok", f"{folder}{packaged}: {count} configs"))
+        else:
+            found.append(Finding("missing", f"{folder}", "make it, or take it out of FSSBENCH_CONFIG_PATH"))
+    return found
+
+
+def results(folder: Path = Path("results")) -> list[Finding]:
+    """The default results folder, and the free space beside it."""
+    free = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free"
+    if not folder.is_dir():
+        return [Finding("missing", f"{folder.absolute()}, {free}", "nothing: `fssbench test` makes it")]
+    if not os.access(folder, os.W_OK):
+        return [Finding("wrong", f"{folder.absolute()} cannot be written", "give --results FOLDER to `fssbench test`")]
+    contents = ResultStore(folder).read_all()
+    damaged = [
+        Finding("wrong", f"{path}", f"remove it or run the test again ({why})") for path, why in contents.damaged
+    ]
+    return [Finding("ok", f"{folder.absolute()}: {len(contents.records)} records, {free}"), *damaged]

@@ -1,0 +1,57 @@
+"""Each benchmark runs with its smallest settings and prints its table; no time is judged here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+NETWORK = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_weights", "random", "--model.image_size", "32"]
+
+
+def run(name: str, folder: Path, *arguments: str) -> list[list[str]]:
+    """The cells of the printed table's rows, without the head."""
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    command = [sys.executable, str(BENCHMARKS / name), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_startup(tmp_path: Path) -> None:
+    rows = run("startup.py", tmp_path, "--rounds", "1")
+    assert rows[0][0] == "python -c pass"
+    assert {"fssbench list", "fssbench leaderboard"} <= {row[0] for row in rows}
+    assert all(float(row[1]) > float(rows[0][1]) for row in rows[1:])  # each does more than nothing
+
+
+def test_data_pipeline(tmp_path: Path) -> None:
+    rows = run(
+        "data_pipeline.py",
+        tmp_path,
+        *["--rounds", "1", "--images", "8", "--episodes-per-class", "1", "--sizes", "32", "48"],
+    )
+    assert [row[:2] for row in rows] == [["32", "4"], ["48", "4"]]
+    assert all(float(cell) > 0 for row in rows for cell in row[2:])
+
+
+def test_whole_run(tmp_path: Path) -> None:
+    rows = run(
+        "test_run.py", tmp_path, "--rounds", "1", "--images", "8", "--", *NETWORK, "--data.episodes_per_class", "1"
+    )
+    seconds = {row[0]: float(row[1]) for row in rows}
+    assert 0 < seconds["test run, loop"] < seconds["test run, whole"]
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
+def test_each_script_says_how_to_run_it(path: Path) -> None:
+    text = path.read_text()
+    if "__main__" in text:
+        assert re.search(rf"^    python benchmarks/{path.name} ", text, re.M)
+        assert f"benchmarks/{path.name}" in (BENCHMARKS / "README.md").read_text()

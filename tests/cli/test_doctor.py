@@ -1,0 +1,84 @@
+"""`fssbench doctor`: what is there, what is not, and that each thing that is missing says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fssbench.cli import doctor, main
+from methods.fsdino.decoder import SAM_FILES, SAM_URL
+from tests.data.fss1000 import make_fss1000
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FSSBENCH_WEIGHTS", "FSSBENCH_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def test_everything_that_is_missing_says_what_to_do_next(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    missing = [number for number, line in enumerate(lines) if line.startswith(("  missing", "  wrong"))]
+    assert len(missing) >= 12, "6 weight files, 4 pieces of COCO, FSS-1000, results"
+    assert all(lines[number + 1].strip().startswith("next: ") for number in missing)
+    assert not any(line.startswith("  wrong") for line in lines)
+    assert any("torch" in line and "belong together" in line for line in lines)
+
+
+def test_weights_that_are_there_are_found(empty: Path) -> None:
+    (empty / "FSSBENCH_WEIGHTS").mkdir()
+    (empty / "FSSBENCH_WEIGHTS" / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2**20)
+    states = {what.partition(",")[0]: state for state, what, _ in doctor.weights()}
+    assert states["sam_vit_b_01ec64.pth"] == "ok"
+    assert states["sam_vit_h_4b8939.pth"] == "missing"
+
+
+def test_the_urls_are_those_the_method_gives() -> None:
+    assert {name: SAM_URL + name for name in SAM_FILES}.items() <= doctor.WEIGHT_FILES.items()
+
+
+def test_coco_counts_its_images(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "COCO_IMAGES", {"train2014": 3, "val2014": 2})
+    root = empty / "COCO2014"
+    for folder in ("train2014", "val2014", "annotations"):
+        (root / folder).mkdir(parents=True)
+    for name in ("train2014/a.jpg", "val2014/a.jpg", "val2014/b.jpg", "annotations/instances_val2014.json"):
+        (root / name).touch()
+    assert [finding.state for finding in doctor.coco(root)] == ["wrong", "ok", "missing", "ok"]
+
+
+def test_fss1000_is_read_by_its_own_reader(empty: Path) -> None:
+    root = empty / "FSS-1000"
+    assert doctor.fss1000(root).state == "missing"
+    root.mkdir()
+    assert "holds no FSS-1000 class folders" in doctor.fss1000(root).then
+    make_fss1000(root)
+    assert "classes" in doctor.fss1000(root).what
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "state", "then"),
+    [
+        ("2.6.0", "0.21.0", "ok", ""),
+        ("2.14.1+cu130", "0.29.1+cpu", "ok", ""),
+        ("2.7.0", "0.21.0", "wrong", "pip install 'torchvision==0.22.*'"),
+    ],
+)
+def test_torch_and_torchvision_must_belong_together(
+    torch: str, torchvision: str, state: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "version", {"torch": torch, "torchvision": torchvision}.__getitem__)
+    finding = doctor.torch_pair()
+    assert (finding.state, finding.then) == (state, then)
+
+
+def test_libraries_outside_the_declared_range_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.library("surely-not-installed>=1").state == "missing"
+    monkeypatch.setattr(doctor, "version", {"lightning": "2.6.2"}.__getitem__)
+    found = doctor.library("lightning<3,>=2.6.4")
+    assert found.state == "wrong"
+    assert "pip install 'lightning" in found.then

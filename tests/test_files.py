@@ -1,0 +1,55 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fssbench.errors import UserError, nearest
+from fssbench.files import sha256_file, sha256_text, write_text_whole, written_whole
+
+
+def test_text_is_written_and_hashed(tmp_path: Path) -> None:
+    write_text_whole(tmp_path / "new" / "a.txt", "é\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "é\n".encode()
+    assert sha256_file(tmp_path / "new" / "a.txt") == sha256_text("é\n")
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text_whole(path, "old")
+
+    def fail() -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.txt: No space left"):
+        write_text_whole(tmp_path / "a.txt", "text")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_new_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_text_whole(tmp_path / "a.txt", "text")
+    (tmp_path / "b.txt").write_text("text")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_hints_name_the_nearest_or_all() -> None:
+    assert nearest("prototyp", ["prototype", "fsdino"]) == " Did you mean 'prototype'?"
+    assert nearest("xyz", ["b", "a"]) == " Valid: a, b."
+    assert nearest("xyz", []) == ""
