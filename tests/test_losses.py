@@ -51,7 +51,5 @@ def test_against_the_formulas() -> None:
     target = masks().float()
     assert bce_loss(logits, masks()).item() == pytest.approx(F.binary_cross_entropy_with_logits(logits, target).item())
     p = logits.sigmoid()
-    expected = [
-        1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1) for a, b in zip(p, target, strict=True)
-    ]
+    expected = [1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1) for a, b in zip(p, target, strict=True)]
     assert dice_loss(logits, masks()).item() == pytest.approx(torch.stack(expected).mean().item())

@@ -1,8 +1,8 @@
-"""Shapes and textures to train the small encoder that ships with fssbench: none of them is of the Shapes benchmark.
+"""Shapes and textures for training the small encoder that ships with fssbench, none of them of the Shapes benchmark.
 
-Shapes are random polygons, connected cells of a 3 x 3 grid and flowers; textures are random periodic tiles and sums of
-two or three waves cut at a level. One that resembles any shape or texture of the benchmark is thrown away: `shape_likeness`
-and `texture_likeness` say how it is measured, `MOST_ALIKE` where the line is. What both worlds have in common is the
+Shapes are random polygons and random connected cells of a 4 x 4 grid; textures are random periodic tiles and thresholded
+sums of two or three waves. One that resembles any shape or texture of the benchmark is thrown away: `shape_likeness` and
+`texture_likeness` say how it is measured, `MOST_ALIKE` where the line is. What stays common to both worlds is the
 renderer: colours, sizes, clutter, light, blur and noise.
 """
 
@@ -16,31 +16,37 @@ from numpy import ndarray
 from datamodules.shapes_render import SHAPES, TEXTURES, Pattern, World
 
 MOST_ALIKE = {"shape": 0.8, "texture": 0.5}
-"""Largest allowed likeness to any shape (IoU) or texture (correlation) of the benchmark."""
-MOST_ALIKE_HERE = {"shape": 0.7, "texture": 0.7}
-"""The same among themselves, upright, since near twins teach nothing."""
+"""Largest allowed likeness to any other shape (IoU) or texture (correlation)."""
 
 
 def other_world(seed: int, shapes: int, textures: int) -> tuple[World, dict[str, float]]:
     """A world of `shapes` x `textures` kinds of object, and the largest likeness to the benchmark that is left."""
     generator = np.random.default_rng(seed)
-    chosen_shapes, shape_max = _unlike(shapes, "shape", lambda i: (_polygon, _cells, _flower)[i % 3](generator))
-    chosen_textures, texture_max = _unlike(textures, "texture", lambda i: (_tile if i % 3 else _waves)(generator))
+    chosen_shapes, shape_max = _unlike(
+        shapes, lambda i: (_polygon if i % 2 else _cells)(generator), SHAPES, shape_likeness, MOST_ALIKE["shape"]
+    )
+    chosen_textures, texture_max = _unlike(
+        textures, lambda i: (_tile if i % 3 else _waves)(generator), TEXTURES, texture_likeness, MOST_ALIKE["texture"]
+    )
     kinds = tuple((s, t) for s in range(shapes) for t in range(textures))
     return World(chosen_shapes, chosen_textures, kinds), {"shape": shape_max, "texture": texture_max}
 
 
-def _unlike(count: int, kind: str, make: Callable[[int], Pattern]) -> tuple[tuple[Pattern, ...], float]:
-    """The first `count` made patterns below the limits, and the largest likeness to the benchmark among them."""
-    benchmark = list({"shape": SHAPES, "texture": TEXTURES}[kind].values())
-    likeness = {"shape": shape_likeness, "texture": texture_likeness}[kind]
+def _unlike(
+    count: int,
+    make: Callable[[int], Pattern],
+    benchmark: dict[str, Pattern],
+    likeness: Callable[[Pattern, list[Pattern]], float],
+    limit: float,
+) -> tuple[tuple[Pattern, ...], float]:
+    """The first `count` made patterns below `limit`, and the largest likeness to the benchmark among them."""
     kept: list[Pattern] = []
     largest, index = 0.0, 0
     while len(kept) < count:
         pattern = make(index)
         index += 1
-        alike = likeness(pattern, benchmark)
-        if alike < MOST_ALIKE[kind] and (not kept or likeness(pattern, kept, turns=1) < MOST_ALIKE_HERE[kind]):
+        alike = likeness(pattern, list(benchmark.values()))
+        if alike < limit:
             kept.append(pattern)
             largest = max(largest, alike)
     return tuple(kept), largest
@@ -50,10 +56,10 @@ def _unlike(count: int, kind: str, make: Callable[[int], Pattern]) -> tuple[tupl
 
 
 def _polygon(generator: np.random.Generator) -> Pattern:
-    """A polygon of 3 to 7 corners around the centre, at uneven angles and distances."""
-    corners = generator.integers(3, 8)
+    """A polygon of 4 to 9 corners around the centre, at uneven angles and distances."""
+    corners = generator.integers(4, 10)
     angles = np.sort((np.arange(corners) + generator.uniform(-0.35, 0.35, corners)) * 2 * np.pi / corners)
-    radii = generator.uniform(0.35, 1.0, corners)
+    radii = generator.uniform(0.3, 1.0, corners)
     radii[generator.integers(corners)] = 1.0
     px, py = (radii * np.cos(angles)).astype(np.float32), (radii * np.sin(angles)).astype(np.float32)
     qx, qy = np.roll(px, -1), np.roll(py, -1)
@@ -69,10 +75,10 @@ def _polygon(generator: np.random.Generator) -> Pattern:
 
 
 def _cells(generator: np.random.Generator) -> Pattern:
-    """3 to 6 connected cells of a 3 x 3 grid."""
-    filled = np.zeros((5, 5), bool)
+    """6 to 11 connected cells of a 4 x 4 grid."""
+    filled = np.zeros((6, 6), bool)
     filled[2, 2] = True
-    for _ in range(generator.integers(2, 6)):
+    for _ in range(generator.integers(5, 11)):
         near = np.zeros_like(filled)
         for axis in (0, 1):
             near |= np.roll(filled, 1, axis) | np.roll(filled, -1, axis)
@@ -81,33 +87,20 @@ def _cells(generator: np.random.Generator) -> Pattern:
         filled[tuple(free[generator.integers(len(free))])] = True
 
     def inside(x: ndarray, y: ndarray) -> ndarray:
-        column = np.clip(np.floor(x / 0.6 + 2.5), 0, 4).astype(np.int64)
-        row = np.clip(np.floor(y / 0.6 + 2.5), 0, 4).astype(np.int64)
+        column = np.clip(np.floor(x / 0.42) + 3, 0, 5).astype(np.int64)
+        row = np.clip(np.floor(y / 0.42) + 3, 0, 5).astype(np.int64)
         return filled[row, column]
 
     return inside
 
 
-def _flower(generator: np.random.Generator) -> Pattern:
-    """A rim whose distance from the centre swings two to four times, with or without a hole aside."""
-    petals, swing, phase = generator.integers(2, 5), generator.uniform(0.2, 0.55), generator.uniform(0, 2 * np.pi)
-    hole = generator.uniform(0.25, 0.4) if generator.random() < 0.5 else 0.0
-    hx, hy = generator.uniform(-0.3, 0.3, 2)
-
-    def inside(x: ndarray, y: ndarray) -> ndarray:
-        rim = (1 + swing * np.cos(petals * np.arctan2(y, x) + phase)) / (1 + swing)
-        return (np.hypot(x, y) < rim) & (np.hypot(x - hx, y - hy) >= hole)
-
-    return inside
-
-
-def shape_likeness(pattern: Pattern, others: list[Pattern], turns: int = 36) -> float:
-    """Largest IoU with another shape over `turns` turns and mirroring (1: upright only), at one centre and one area."""
+def shape_likeness(pattern: Pattern, others: list[Pattern]) -> float:
+    """Largest IoU with another shape over 36 turns and mirroring, both moved to one centre and one area."""
     pictures = np.stack([_normalised(other) for other in others])
     best = 0.0
-    for mirror in (1, -1) if turns > 1 else (1,):
-        for k in range(turns):
-            turned = _normalised(pattern, k * 2 * np.pi / turns, mirror)
+    for mirror in (1, -1):
+        for k in range(36):
+            turned = _normalised(pattern, k * np.pi / 18, mirror)
             both, either = (pictures & turned).sum((1, 2)), (pictures | turned).sum((1, 2))
             best = max(best, float((both / either).max()))
     return best
@@ -155,11 +148,11 @@ def _waves(generator: np.random.Generator) -> Pattern:
     return which
 
 
-def texture_likeness(pattern: Pattern, others: list[Pattern], turns: int = 18) -> float:
-    """Largest correlation with another texture, of either sign, over `turns` turns, five scales and all shifts."""
+def texture_likeness(pattern: Pattern, others: list[Pattern]) -> float:
+    """Largest correlation with another texture, of either sign, over 18 turns, 5 scales and all shifts."""
     spectra = np.stack([np.fft.rfft2(_swatch(other)) for other in others]).conj()
     best = 0.0
-    for angle in np.arange(turns) * np.pi / turns:
+    for angle in np.arange(18) * np.pi / 18:
         for scale in (0.7, 0.85, 1.0, 1.18, 1.4):
             spectrum = np.fft.rfft2(_swatch(pattern, float(angle), scale))
             best = max(best, float(abs(np.fft.irfft2(spectra * spectrum, s=(_SIDE, _SIDE))).max()))
@@ -178,7 +171,7 @@ def _swatch(pattern: Pattern, angle: float = 0.0, scale: float = 1.0) -> ndarray
     return picture / max(float(np.sqrt((picture**2).sum())), 1e-9)
 
 
-# -- how alike two of them are, for training ------------------------------------------------------------------------
+# -- what the network has to tell about a patch -----------------------------------------------------------------------
 
 
 def shape_facts(shapes: tuple[Pattern, ...], size: int) -> ndarray:

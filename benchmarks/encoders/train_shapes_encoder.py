@@ -100,18 +100,17 @@ class Heads(nn.Module):
 def train(
     images: Tensor, labels: Tensor, facts: tuple[Tensor, ...], options: argparse.Namespace, say: Callable[[str], None]
 ) -> VisionTransformer:
-    """Train for `options.steps` steps; the rate falls linearly over the last two thirds."""
+    """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine."""
     model = VisionTransformer(**VIT, num_classes=0)
     start_local(model, images[:500])
     heads = Heads(VIT["embed_dim"], *map(len, facts))
     modules = nn.ModuleList([model, heads])
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98))
-    start, seen = time.perf_counter(), []
+    start, step, seen = time.perf_counter(), 0, []
     batches = augmented(images[HELD_OUT:], labels[HELD_OUT:], options.batch_size, options.seed)
-    for step in range(1, options.steps + 1):
-        progress = step / options.steps
+    while (progress := (time.perf_counter() - start) / (60 * options.minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * min(step / 100, 1.0, 1.5 * (1 - progress) + 1e-3)
+            group["lr"] = options.lr * min((step + 1) / 100, 1.0, 1.5 * (1 - progress) + 1e-3)
         picture, label = next(batches)
         if progress < 1 - options.whole_pictures:
             picture, patches, label = windows(picture, label)
@@ -126,6 +125,7 @@ def train(
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         seen.append([float(v.detach()) for v in (*losses.values(), *right)])
+        step += 1
         if step % 250 == 0:
             *means, shape, texture = np.mean(seen[-250:], 0)
             parts = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(losses, means, strict=True))
@@ -137,7 +137,7 @@ def train(
     with torch.no_grad():
         tokens, early = forward(model, images[:HELD_OUT].float() / 255)
         _, right = objective(tokens, early, labels[:HELD_OUT].long(), heads, facts)
-    say(f"patches of held-out pictures named right: shape {right[0]:.3f}, texture {right[1]:.3f}")
+    say(f"{step} steps; patches of held-out pictures named right: shape {right[0]:.3f}, texture {right[1]:.3f}")
     return model
 
 
@@ -150,8 +150,8 @@ def objective(
     """Losses, and the shares of object patches whose shape and texture are named right.
 
     shape, texture  cross-entropy of object patches
-    likeness        makes plain cosines meaningful: that of two patches is to be the mean of the cosines of their
-                    shapes' and their textures' facts, 0 between object and background, 1 within the background
+    likeness        makes plain cosines meaningful: that of two patches is to be the mean of the cosines of their shapes'
+                    and their textures' facts, 0 between object and background, 1 within the background
     cover           how much of a patch an object covers, from the third block
     """
     shape, texture, share = label.flatten(2).unbind(1)
@@ -225,10 +225,10 @@ def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Ite
 def start_local(model: VisionTransformer, images: Tensor) -> None:
     """Begin as a network that looks at neighbouring patches, instead of spending a short training on finding them.
 
-    The last `head` channels hold sine-cosine positions, the others the whitened principal components of a patch.
-    Queries and keys read the positions alone, and every head looks at one place beside its own, `FAR` patches away:
-    along the axes in odd blocks, along the diagonals in even ones. A convolution-like start in the spirit of Zheng et
-    al., "Structured Initialization for Attention in Vision Transformers" (2024).
+    The last `head` channels hold sine-cosine positions, the others the whitened principal components of a patch. Queries
+    and keys read the positions alone, and every head looks at one place beside its own: one patch away in blocks 1 and
+    2, two in 3 and 4, then three and the whole neighbourhood. A convolution-like start in the spirit of Zheng et al.,
+    "Structured Initialization for Attention in Vision Transformers" (2024).
     """
     width, heads = VIT["embed_dim"], VIT["num_heads"]
     head = width // heads
@@ -244,7 +244,7 @@ def start_local(model: VisionTransformer, images: Tensor) -> None:
             [waves[:, None].expand(-1, GRID, -1), waves[None].expand(GRID, -1, -1)], 2
         ).flatten(0, 1)
         for number, block in enumerate(model.blocks):
-            weight, far = block.attn.qkv.weight, FAR[number]
+            weight, far = block.attn.qkv.weight, (1, 1, 2, 2, 3, 2)[number]
             nn.init.normal_(weight, std=0.004)
             nn.init.normal_(weight[2 * width :], std=width**-0.5)
             nn.init.normal_(block.attn.proj.weight, std=0.3 * width**-0.5)
@@ -258,7 +258,6 @@ def start_local(model: VisionTransformer, images: Tensor) -> None:
         model.patch_embed.proj.weight[:-head], model.patch_embed.proj.bias[:-head] = white, bias
 
 
-FAR = (1, 1, 2, 2, 3, 2)
 SHARPNESS = 0.6
 """Square root of the factor on queries times keys at the start."""
 
@@ -286,10 +285,10 @@ def save(model: VisionTransformer, path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", type=int, default=32)
-    parser.add_argument("--textures", type=int, default=48)
+    parser.add_argument("--shapes", type=int, default=64)
+    parser.add_argument("--textures", type=int, default=64)
     parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--minutes", type=float, default=25, help="of training")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--whole_pictures", type=float, default=0.2, help="last part of the training without windows")

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.episodic import EpisodicDataModule
 from fssbench import __version__
 from fssbench.checkpoint import class_path
+from fssbench.encoders.weights import find_weights
 from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
@@ -196,7 +197,7 @@ class RunRecorder(SaveConfigCallback):
                 method_config=self.method_config(method),
                 checkpoint=str(checkpoint) if checkpoint else None,
                 checkpoint_sha256=sha256_file(checkpoint) if checkpoint else None,
-                backbone_sha256=None,
+                backbone_sha256=backbone_sha256(method),
                 code_version=__version__,
                 git_commit=git_commit(),
                 libraries=library_versions(),
@@ -285,6 +286,12 @@ def data_of(trainer: Trainer) -> EpisodicDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, EpisodicDataModule)
     return data
+
+
+def backbone_sha256(method: FewShotMethod) -> str | None:
+    """SHA-256 of the backbone's weights file; None where the weights came from a hub or are random."""
+    path = find_weights(str(method.hparams.get("backbone_weights", "")))
+    return sha256_file(path) if path else None
 
 
 def candidate_hashes(data: EpisodicDataModule) -> dict[str, str]:

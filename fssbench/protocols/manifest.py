@@ -162,7 +162,7 @@ def build_manifest(
         )
     header = ManifestHeader(
         dataset=dataset.name,
-        protocol=clean_v1.NAME if classes == "novel" else f"{clean_v1.NAME}-base",
+        protocol=clean_v1.prefix(seed) + ("" if classes == "novel" else "-base"),
         fold=fold,
         n_folds=dataset.n_folds,
         shot=shot,

@@ -65,8 +65,8 @@ class Key(Checked):
     config_hash: str
     """`config_hash` of `provenance.method_config`."""
     weights_sha256: str | None
-    """SHA-256 of the checkpoint under test; of the backbone's weights file where there is no checkpoint; null where
-    neither exists (random weights, predictions of another code base)."""
+    """SHA-256 over names, types, shapes and bytes of all weights under test, frozen ones included; null where there are
+    none (predictions of another code base)."""
     resolution: str
     """Where pixels are counted: `original`, or the side of a legacy square such as `400`."""
     seed: int
