@@ -119,10 +119,10 @@ def test_every_option_in_the_text_exists() -> None:
 
 def test_ci_finds_the_two_commands_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    function = next(line for line in script.splitlines() if line.startswith("command()"))
+    function = next(line for line in script.splitlines() if line.startswith("block()"))
     for mark, beginning in (("setup-and-demo", "python3 -m venv .venv && "), ("tests", ".venv/bin/python -m pytest ")):
         done = subprocess.run(
-            ["bash", "-c", f"{function}\ncommand {mark}"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["bash", "-c", f"{function}\nblock {mark}"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert done.stdout.startswith(beginning)
         assert done.stdout.count("\n") == 1
