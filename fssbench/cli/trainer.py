@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing import ProcessRaisedException
 
 from datamodules.episodic import EpisodicDataModule
@@ -31,6 +32,8 @@ from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
 
 RUN_GROUP = "run"
+TERMINATED = 143
+"""Exit status after SIGTERM, as a shell reports it."""
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
 
@@ -214,6 +217,9 @@ def run_once(verb: str, arguments: list[str]) -> int:
         raise UserError(str(error)) from error
     except ProcessRaisedException as error:
         return of_another_process(error)
+    except SIGTERMException:  # a SystemExit without a code, which would read as success
+        print("fssbench: terminated; the run is not finished and goes on when it is started again.", file=sys.stderr)
+        return TERMINATED
     except SystemExit as stop:
         # Lightning ends with status 1 after Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):

@@ -25,6 +25,7 @@ METRICS = ("metrics_1.csv", "metrics.csv")
 RUN = Path(CHECKPOINT).parent
 
 OWN = """
+import os, signal
 from pathlib import Path
 from tests.toy import ColourMethod, FreeMethod
 
@@ -32,6 +33,11 @@ class Stopped(ColourMethod):
     def on_train_epoch_start(self):
         if Path("stop").exists() and self.current_epoch == 2:
             raise KeyboardInterrupt
+
+class Terminated(ColourMethod):
+    def on_train_epoch_start(self):
+        if Path("stop").exists() and self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 class Cancelled(FreeMethod):
     def test_step(self, batch, batch_idx):
@@ -99,6 +105,18 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(here: Path, caplog: pyte
     assert json.loads(Path("broken/run.json").read_text())["epochs"] == 4
     epochs = [{line.split(",")[0] for line in Path("broken", name).read_text().splitlines()[1:]} for name in METRICS]
     assert epochs == [{"0", "1"}, {"2", "3"}], "the first metrics are still there"
+
+
+def test_a_terminated_fit_is_no_success_and_goes_on(here: Path, capsys: Output) -> None:
+    (here / "own.py").write_text(OWN)
+    (here / "stop").touch()
+    fit = ["fit", "--model", "own.Terminated", *TRAINED[2:], *SHORT, "--trainer.max_epochs", "3", "--run_dir", "run"]
+    assert main(fit) == 143
+    assert "terminated" in capsys.readouterr().err
+    assert not Path("run/run.json").exists()
+    Path("stop").unlink()
+    assert main(fit) == 0
+    assert json.loads(Path("run/run.json").read_text())["steps"] == 6
 
 
 def test_wandb_logs_beside_the_run_folder(here: Path) -> None:
