@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -269,6 +270,7 @@ class FewShotMethod(LightningModule, ABC):
             "max_steps": trainer.max_steps,
             "precision": str(trainer.precision),
             "processes": trainer.world_size,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),  # where Lightning's seed_everything leaves it
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "gradient_clip_val": trainer.gradient_clip_val,
         }

@@ -72,10 +72,10 @@ def versions() -> list[Finding]:
         wanted = requires("fssbench") or []
     except PackageNotFoundError:
         return [*found, Finding("missing", "fssbench is not installed", "pip install -e . in its source folder")]
-    return [*found, *(library(text) for text in wanted if "extra ==" not in text), torch_pair()]
+    return [*found, *(installed(text) for text in wanted if "extra ==" not in text), torch_pair()]
 
 
-def library(requirement: str) -> Finding:
+def installed(requirement: str) -> Finding:
     """Whether one requirement such as `timm>=1.0.12` is met."""
     from packaging.requirements import Requirement
 

@@ -77,8 +77,8 @@ def test_torch_and_torchvision_must_belong_together(
 
 
 def test_libraries_outside_the_declared_range_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.library("surely-not-installed>=1").state == "missing"
+    assert doctor.installed("surely-not-installed>=1").state == "missing"
     monkeypatch.setattr(doctor, "version", {"lightning": "2.6.2"}.__getitem__)
-    found = doctor.library("lightning<3,>=2.6.4")
+    found = doctor.installed("lightning<3,>=2.6.4")
     assert found.state == "wrong"
     assert "pip install 'lightning" in found.then

@@ -119,6 +119,13 @@ def test_a_terminated_fit_is_no_success_and_goes_on(here: Path, capsys: Output) 
     assert json.loads(Path("run/run.json").read_text())["steps"] == 6
 
 
+def test_a_result_carries_the_seed_of_the_training(here: Path) -> None:
+    assert main(["fit", *TRAINED, *SHORT, "--seed_everything", "3", "--run_dir", "seeded"]) == 0
+    assert main(["test", *TRAINED, "--ckpt_path", "seeded/last.ckpt"]) == 0
+    (record,) = records()
+    assert record.key.seed == 3
+
+
 def test_wandb_logs_beside_the_run_folder(here: Path) -> None:
     import wandb
 
