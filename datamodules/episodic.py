@@ -21,10 +21,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augmentation, augment, make_augmentation
+from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
 from fssbench.episode import EpisodeBatch, collate
 from fssbench.errors import UserError
-from fssbench.images import resize_image, resize_mask
 from fssbench.protocols.manifest import (
     Episode,
     Manifest,
@@ -55,6 +55,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: test episodes per novel class; None = the data set's own number.
         val_episodes_per_class: validation episodes per *base* class.
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
+        image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: int | None = None,
         val_episodes_per_class: int = 2,
         small_classes: SmallClasses = "error",
+        image_memory: float = 512,
     ) -> None:
         super().__init__()
         for name, value in (("shot", shot), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -89,6 +91,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
         self.small_classes: SmallClasses = small_classes
+        self.image_memory = image_memory
 
     @abstractmethod
     def make_dataset(self) -> FewShotDataset:
@@ -186,7 +189,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         images = {key for keys in self.training_classes.values() for key in keys}
         count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
         source = TrainingEpisodes(
-            self.dataset, self.training_classes, self.shot, self._side, self.seed, make_augmentation(self.augment)
+            self._squares(), self.training_classes, self.shot, self.seed, make_augmentation(self.augment)
         )
         return self._loader(source, count, self.batch_size, pad=True)
 
@@ -202,14 +205,13 @@ class EpisodicDataModule(LightningDataModule, ABC):
         """The test episodes."""
         return self._manifest_loader(self.test_manifest)
 
-    @property
-    def _side(self) -> int:
+    def _squares(self) -> Squares:
         if self.image_size is None:
             raise UserError("Call setup() first, or give data.image_size.")
-        return self.image_size
+        return Squares(self.dataset, self.image_size, self.image_memory / max(1, self.num_workers))
 
     def _manifest_loader(self, manifest: Manifest) -> DataLoader[EpisodeBatch]:
-        source = ManifestEpisodes(self.dataset, manifest, self._side)
+        source = ManifestEpisodes(self._squares(), manifest)
         return self._loader(source, len(manifest.episodes), self.eval_batch_size, pad=False)
 
     def _loader(self, source: Dataset[EpisodeBatch], count: int, batch_size: int, pad: bool) -> DataLoader[Any]:
@@ -234,10 +236,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
 class TrainingEpisodes(Dataset[EpisodeBatch]):
     """Training episodes by (epoch, index): a class, a query and K distinct supports, uniformly from the base classes."""
 
-    def __init__(
-        self, dataset: FewShotDataset, classes: dict[int, list[str]], shot: int, side: int, seed: int, pipeline: Any
-    ) -> None:
-        self.dataset, self.classes, self.shot, self.side = dataset, classes, shot, side
+    def __init__(self, squares: Squares, classes: dict[int, list[str]], shot: int, seed: int, pipeline: Any) -> None:
+        self.squares, self.classes, self.shot = squares, classes, shot
         self.seed, self.pipeline = seed, pipeline
         self._class_ids = sorted(classes)
 
@@ -255,8 +255,7 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
         seeds = generator.integers(2**31, size=self.shot + 1)
         pairs = []
         for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
-            image, mask = _read(self.dataset, key, episode.class_id)
-            image, mask = resize_image(image, self.side), resize_mask(mask, self.side)
+            image, mask, _ = self.squares.read(key, episode.class_id)
             pairs.append(augment(self.pipeline, image, mask, int(seed)))
         batch = _batch_of_one(episode, index, pairs, None)
         if self.pipeline is None:
@@ -271,8 +270,8 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
 class ManifestEpisodes(Dataset[EpisodeBatch]):
     """Evaluation episodes by their number in a manifest."""
 
-    def __init__(self, dataset: FewShotDataset, manifest: Manifest, side: int) -> None:
-        self.dataset, self.manifest, self.side = dataset, manifest, side
+    def __init__(self, squares: Squares, manifest: Manifest) -> None:
+        self.squares, self.manifest = squares, manifest
 
     def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
         _, index = position
@@ -280,20 +279,10 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
         full: np.ndarray | None = None
         pairs = []
         for key in (episode.query, *episode.supports):
-            image, mask = _read(self.dataset, key, episode.class_id)
-            full = mask if full is None else full
-            pairs.append((resize_image(image, self.side), resize_mask(mask, self.side)))
+            image, mask, original = self.squares.read(key, episode.class_id)
+            full = original if full is None else full
+            pairs.append((image, mask))
         return _batch_of_one(episode, index, pairs, full)
-
-
-def _read(dataset: FewShotDataset, key: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
-    image, mask = dataset.read_image(key), dataset.read_mask(key, class_id)
-    if image.shape[:2] != mask.shape:
-        raise UserError(
-            f"{dataset.name}: image {key} is {image.shape[1]}x{image.shape[0]} pixels, its mask is "
-            f"{mask.shape[1]}x{mask.shape[0]}. Make both the same size or remove the image."
-        )
-    return image, mask
 
 
 def _batch_of_one(

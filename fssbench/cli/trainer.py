@@ -43,6 +43,7 @@ class FssbenchCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], run: bool = True) -> None:
         register_classes()
+        self._verb = arguments[0] if run else None
         super().__init__(
             model_class=FewShotMethod,
             datamodule_class=EpisodicDataModule,
@@ -85,12 +86,13 @@ class FssbenchCLI(LightningCLI):
         )
         add("--feature_cache", type=float, default=1024, help="memory for frozen features, MiB; 0 = off")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The verbs, and the arguments of Trainer's methods that are not offered: the data come from `data`, scores are
-        printed once, masks are written and not kept, and a checkpoint is never allowed to hold code."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
+        """The verb that runs (making the parsers of all takes a second), and the arguments of Trainer's method that are
+        not offered: the data come from `data`, scores are printed once, masks are written and not kept, and a checkpoint
+        is never allowed to hold code."""
         taken = {"model", "datamodule", "verbose", "return_predictions", "weights_only"}
-        return {verb: taken | skipped for verb, skipped in LightningCLI.subcommands().items()}
+        verbs = LightningCLI.subcommands()
+        return {verb: taken | verbs[verb] for verb in verbs if self._verb in (verb, None)}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what jsonargparse has to say becomes one line."""
