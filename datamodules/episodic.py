@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import Augmentation, augment, make_augmentation
 from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
-from fssbench.episode import EpisodeBatch, collate
+from fssbench.episode import AUGMENTED, EpisodeBatch, collate
 from fssbench.errors import UserError
 from fssbench.protocols.manifest import (
     Episode,
@@ -262,7 +262,7 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
             return batch
         # an augmented image is another image: its key must not find the features of the plain one
         query, *supports = (
-            f"{key}#{seed}" for key, seed in zip((episode.query, *episode.supports), seeds, strict=True)
+            f"{key}{AUGMENTED}{seed}" for key, seed in zip((episode.query, *episode.supports), seeds, strict=True)
         )
         return replace(batch, query_key=[query], support_keys=[tuple(supports)])
 

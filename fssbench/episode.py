@@ -14,6 +14,8 @@ from torch import Tensor
 
 IGNORE = 255
 """Mask value of pixels that are neither trained on nor scored."""
+AUGMENTED = "#"
+"""In the key of an image that was changed at random and will hardly be seen again: `KEY#SEED`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ logit size.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 import os
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +24,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fssbench.checkpoint import checkpoint_mismatch, class_path, plain
-from fssbench.encoders.cache import FeatureCache, Features
+from fssbench.encoders.cache import ALL, FeatureCache, Features
+from fssbench.encoders.weights import tensors_sha256
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
@@ -91,6 +92,15 @@ class FewShotMethod(LightningModule, ABC):
         `supervision`, `base_knowledge_at_test`, `kshot_mode`, `hyper_parameters`, `uses_text`, `backbone`,
         `backbone_pretraining`. What is not given is recorded as `unknown`."""
         return {}
+
+    def feature_kinds(self) -> dict[str, str]:
+        """What each tensor of `encode` depends on besides the pixels, for the store on disk: name -> text.
+
+        By default all of them together depend on everything: class, settings and frozen weights. A method that names
+        the encoder's own kinds (`ViTEncoder.kind`) shares its stored features with others.
+        """
+        frozen = self.weights_sha256(tuple(self._frozen_modules()))
+        return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Logits (B, H', W') of a batch of episodes."""
@@ -239,6 +249,9 @@ class FewShotMethod(LightningModule, ABC):
         an empty cache."""
         self.train(self.training)
         self.cache.clear()
+        if self.cache.store is not None:
+            where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
+            self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
 
     def settings(self) -> dict[str, Any]:
         """The method's init arguments as plain JSON values; weight files by name, so a record does not depend on where
@@ -251,13 +264,14 @@ class FewShotMethod(LightningModule, ABC):
 
     def weights_sha256(self, only: tuple[str, ...] | None = None) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights and buffers (or of those below `only`)."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            if name.startswith("metric.") or (only is not None and not name.startswith(tuple(f"{p}." for p in only))):
-                continue
-            digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        below = None if only is None else tuple(f"{part}." for part in only)
+        return tensors_sha256(
+            {
+                name: value
+                for name, value in self.state_dict().items()
+                if not name.startswith("metric.") and (below is None or name.startswith(below))
+            }
+        )
 
     def on_fit_start(self) -> None:
         """Remember how the weights are made, for the checkpoint and the record."""

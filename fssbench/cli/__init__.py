@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
     "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
+    "cache": ("fssbench.cli.cache", "features kept on disk between runs: show, verify, clear"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }
 

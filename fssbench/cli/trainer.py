@@ -26,6 +26,7 @@ from fssbench.cli.messages import parse_message, quiet
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
 from fssbench.encoders.cache import FeatureCache
+from fssbench.encoders.store import FeatureStore, StoredType, default_folder
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
 from fssbench.method import FewShotMethod
@@ -84,6 +85,13 @@ class FssbenchCLI(LightningCLI):
             help="what exists is kept (only-missing), made again (always) or an error (never)",
         )
         add("--feature_cache", type=float, default=1024, help="memory for frozen features, MiB; 0 = off")
+        add(
+            "--feature_disk",
+            type=float,
+            default=0,
+            help="disk for frozen features that later runs use again, GiB; 0 = off",
+        )
+        add("--feature_dtype", type=StoredType, default="float32", help="type of the features on disk")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
         """The verb that runs (making the parsers of all takes a second), and the arguments of Trainer's method that are
@@ -132,7 +140,11 @@ class FssbenchCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Give the method its feature cache."""
-        self.model.cache = FeatureCache(self._own(self.config_init)["feature_cache"])
+        own = self._own(self.config_init)
+        store = (
+            FeatureStore(default_folder(), own["feature_disk"], own["feature_dtype"]) if own["feature_disk"] else None
+        )
+        self.model.cache = FeatureCache(own["feature_cache"], store=store)
 
     # -- making the trainer ---------------------------------------------------------------------------------------
 

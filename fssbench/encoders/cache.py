@@ -1,48 +1,76 @@
-"""Encode each image once: a bounded memory of per-image features."""
+"""Encode each image once: a bounded memory of per-image features, and a store on disk behind it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from fssbench.encoders.store import FeatureStore
+from fssbench.encoders.weights import tensors_sha256
+from fssbench.episode import AUGMENTED
+
 Features = dict[str, Tensor]
 """Per-image features: tensors whose first dimension counts images."""
+ALL = "*"
+"""Name in `FeatureCache.kinds` for all features together."""
+_ONE = "features"  # name of the only tensor in a file that holds one
 
 
 class FeatureCache:
-    """Features by image key, the least recently used dropped when `megabytes` are full (0 keeps nothing).
+    """Features by image key, the least recently used dropped when `megabytes` are full (0 keeps nothing), and behind
+    them, where it is given, a store on disk that outlives the run.
 
     Features live on the device that made them. Frozen encoders give the same features whenever an image is encoded, so
     a cache changes no number; that also needs images to be encoded in groups whose size does not change the result: one
     by one on the CPU (where that is no slower), in groups of up to `group` elsewhere.
+
+    Args:
+        megabytes: MiB of features kept in memory.
+        group: images per encoder pass, other than on the CPU.
+        store: features on disk; None: none.
+        kinds: what the store's files are named after: name of the features -> all that they depend on but the image;
+            `ALL` for a dict of features that is stored as one.
     """
 
-    def __init__(self, megabytes: float = 1024, group: int = 32) -> None:
+    def __init__(
+        self,
+        megabytes: float = 1024,
+        group: int = 32,
+        store: FeatureStore | None = None,
+        kinds: Mapping[str, str] | None = None,
+    ) -> None:
         self.limit = int(megabytes * 2**20)
         self.group = group
+        self.store, self.kinds = store, dict(kinds or {})
         self.encoded = 0
         """Images that went through the encoder so far."""
         self._kept: OrderedDict[str, Features] = OrderedDict()
         self._bytes = 0
 
     def clear(self) -> None:
-        """Forget everything (after the encoder or its device changed)."""
+        """Forget what is in memory (after the encoder or its device changed)."""
         self._kept.clear()
         self._bytes = 0
 
     def features(self, keys: Sequence[str], images: Tensor, encode: Callable[[Tensor], Features]) -> Features:
-        """Features of M images, encoding only those whose key is not known.
+        """Features of M images, encoding only those that are not known.
 
-        keys    M keys; equal keys mean equal images
+        keys    M keys; equal keys mean equal images; one with `AUGMENTED` is not worth a place on disk
         images  (M, 3, H, W)
         encode  the frozen encoder: (m, 3, H, W) -> tensors (m, ...)
         """
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         wanted = {key: self._kept[key] for key in first if key in self._kept}
         missing = sorted((row, key) for key, row in first.items() if key not in wanted)
+        names = self._names_on_disk(missing, images)
+        for _, key in missing:
+            stored = self._stored(names.get(key), images.device)
+            if stored is not None:
+                wanted[key] = stored
+        missing = [(row, key) for row, key in missing if key not in wanted]
         group = 1 if images.device.type == "cpu" else self.group
         for start in range(0, len(missing), group):
             part = missing[start : start + group]
@@ -50,10 +78,35 @@ class FeatureCache:
             self.encoded += len(part)
             for position, (_, key) in enumerate(part):
                 # cloned where several share one tensor: a view would keep the whole group alive
-                wanted[key] = {n: v[position].clone() if group > 1 else v[position] for n, v in made.items()}
+                one = {n: v[position].clone() if group > 1 else v[position] for n, v in made.items()}
+                wanted[key] = self._put(names.get(key), one)
         for key, value in wanted.items():
             self._keep(key, value)
         return {name: torch.stack([wanted[key][name] for key in keys]) for name in wanted[keys[0]]}
+
+    def _names_on_disk(self, missing: Sequence[tuple[int, str]], images: Tensor) -> dict[str, str]:
+        """Key -> SHA-256 of the pixels, for the images that the store may hold."""
+        if self.store is None:
+            return {}
+        return {key: tensors_sha256({"pixels": images[row]}) for row, key in missing if AUGMENTED not in key}
+
+    def _stored(self, image: str | None, device: torch.device) -> Features | None:
+        if self.store is None or image is None:
+            return None
+        found: Features = {}
+        for name, kind in self.kinds.items():
+            part = self.store.get(kind, image)
+            if part is None:
+                return None
+            found.update(part if name == ALL else {name: part[_ONE]})
+        return {name: value.to(device) for name, value in found.items()}
+
+    def _put(self, image: str | None, features: Features) -> Features:
+        if self.store is None or image is None:
+            return features
+        if ALL in self.kinds:
+            return self.store.put(self.kinds[ALL], image, features)
+        return {n: self.store.put(self.kinds[n], image, {_ONE: value})[_ONE] for n, value in features.items()}
 
     def _keep(self, key: str, value: Features) -> None:
         size = sum(v.numel() * v.element_size() for v in value.values())

@@ -16,7 +16,14 @@ from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fssbench.encoders.weights import from_dinov2, load_strict, read_tensors, read_vit_header, without_head
+from fssbench.encoders.weights import (
+    from_dinov2,
+    load_strict,
+    read_tensors,
+    read_vit_header,
+    tensors_sha256,
+    without_head,
+)
 from fssbench.errors import UserError, nearest
 
 FROM_WEIGHTS = "from_weights"
@@ -90,6 +97,18 @@ class ViTEncoder(nn.Module):
     def train(self, mode: bool = True) -> ViTEncoder:
         """Stays in eval mode, whatever Lightning asks for: a frozen encoder has one behaviour."""
         return super().train(False)
+
+    def kind(self, block: int) -> str:
+        """What the features of a returned block depend on besides the pixels, as text: the name of their files on disk.
+
+        Two encoders with the same weights up to that block share it, whichever other blocks they return.
+        """
+        above = tuple(f"vit.blocks.{n}." for n in range(block, self.depth))
+        weights = {name: t for name, t in self.state_dict().items() if not name.startswith(above)}
+        return (
+            f"{self.name} block {block}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
+            f"mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}, weights {tensors_sha256(weights)}"
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:

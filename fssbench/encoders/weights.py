@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -120,6 +121,15 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
     if found:
         raise UserError(f"{path} does not hold the weights of {what} ({found}). {hint}".rstrip())
     module.load_state_dict(dict(state), assign=True)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes of tensors, by name; the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _first(names: Any, count: int = 3) -> str:

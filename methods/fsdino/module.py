@@ -138,6 +138,10 @@ class FSDINO(FewShotMethod):
         """Images (M, 3, H, W) float32 in [0, 1] to the tokens (M, D, h, w) of the early and the late block."""
         return self.encoder(images)
 
+    def feature_kinds(self) -> dict[str, str]:
+        """Stored tokens are those of the encoder, whichever method made them."""
+        return {f"block{block}": self.encoder.kind(block) for block in self.encoder.blocks}
+
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, 4g, 4g) at four times the decoder's grid; (B, H, W) where several shots vote."""
         return self.net(query, support, support_masks)

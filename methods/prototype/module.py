@@ -56,6 +56,10 @@ class Prototype(FewShotMethod):
         (tokens,) = self.encoder(images).values()
         return {"tokens": tokens}
 
+    def feature_kinds(self) -> dict[str, str]:
+        """Stored tokens are those of the encoder, whichever method made them."""
+        return {"tokens": self.encoder.kind(*self.encoder.blocks)}
+
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, h, w): score minus threshold, on the patch grid."""
         return self.net(query["tokens"], support["tokens"], support_masks)

@@ -1,0 +1,29 @@
+"""`--feature_disk`: a second run encodes nothing and gives the same result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fssbench.cli import main
+from fssbench.cli.trainer import FssbenchCLI
+from fssbench.encoders.store import FeatureStore, default_folder
+from tests.cli.run import LOADED
+
+
+def test_off_cold_and_warm_give_the_same_scores(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSSBENCH_FEATURES", str(fitted / "features"))
+    records, encoded = [], []
+    for name, disk in (("off", "0"), ("cold", "1"), ("warm", "1")):
+        cli = FssbenchCLI(["test", *LOADED, "--results", name, "--feature_disk", disk])
+        (record,) = Path(name).rglob("fold*.json")
+        records.append(json.loads(record.read_text())["scores"])
+        encoded.append(cli.model.cache.encoded)
+    assert records[0] == records[1] == records[2]
+    assert encoded[0] == encoded[1] > 0
+    assert encoded[2] == 0
+    assert default_folder() == fitted / "features"
+    assert sum(1 for _ in FeatureStore(default_folder(), 0).entries()) == encoded[0]
+    assert main(["cache", "verify"]) == 0

@@ -1,0 +1,151 @@
+"""Features on disk: exact in float32, bounded, safe against damage, killed writers and many processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fssbench.cli import main
+from fssbench.encoders.cache import ALL, FeatureCache
+from fssbench.encoders.store import FeatureStore
+from fssbench.encoders.vit import ViTEncoder
+from fssbench.encoders.weights import tensors_sha256
+
+
+def image(number: int) -> str:
+    return tensors_sha256({"pixels": torch.tensor(number)})
+
+
+def features(number: int, size: int = 256) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return {"tokens": torch.randn(4, size // 4, generator=generator), "count": torch.tensor([number])}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_what_is_put_is_what_is_got(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    store = FeatureStore(tmp_path, 1, dtype)  # type: ignore[arg-type]
+    assert store.get("kind", image(1)) is None
+    kept = store.put("kind", image(1), features(1))
+    found = store.get("kind", image(1))
+    assert found is not None
+    for name, value in features(1).items():
+        assert found[name].dtype == kept[name].dtype == value.dtype
+        assert torch.equal(found[name], kept[name]), "the first run computes with what later runs read"
+        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 10)
+    assert store.get("other kind", image(1)) is None
+    assert FeatureStore(tmp_path, 1, "float16" if dtype != "float16" else "float32").get("kind", image(1)) is None
+
+
+def test_the_size_is_bounded_and_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 40 * 1.3 / 2**20)  # forty files of about 1.3 KiB
+    for number in range(40):
+        store.put("kind", image(number), features(number))
+        path = next(tmp_path.glob(f"*/??/{image(number)}.safetensors"), None)
+        if path:
+            os.utime(path, (number, number))
+        if number == 20:
+            os.utime(next(tmp_path.glob(f"*/??/{image(0)}.safetensors")))  # the first is used again
+    for number in range(40, 60):
+        store.put("kind", image(number), features(number))
+    assert store.size() <= store.limit
+    assert store.get("kind", image(0)) is not None
+    assert store.get("kind", image(1)) is None
+    assert store.get("kind", image(59)) is not None
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    assert store.get("kind", image(1)) is None
+    store.put("kind", image(1), features(1))
+    assert store.get("kind", image(1)) is not None
+
+
+def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FeatureStore(tmp_path, 1)
+    for number in (1, 2):
+        store.put("kind", image(number), features(number))
+    assert main(["cache", "verify", "--folder", str(tmp_path)]) == 0
+    path = sorted(tmp_path.glob("*/??/*.safetensors"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["cache", "verify", "--folder", str(tmp_path)]) == 1
+    assert f"damaged, removed: {path}" in capsys.readouterr().out
+    assert not path.exists()
+    assert main(["cache", "info", "--folder", str(tmp_path)]) == 0
+    assert "1 images" in capsys.readouterr().out
+
+
+def test_clear_removes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FeatureStore(tmp_path, 1).put("kind", image(1), features(1))
+    (part,) = [p.parent / f".{p.name}.x.part" for p in tmp_path.glob("*/??/*.safetensors")]
+    part.write_text("of a killed writer")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["cache", "clear", "--folder", str(tmp_path)]) == 0
+    assert "1 file(s) removed" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["notes.txt"]
+
+
+def test_processes_write_at_once(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tests.encoders.test_store import *\n"
+        "store = FeatureStore(sys.argv[1], 30 * 1.3 / 2**20)\n"
+        "for number in range(60): store.put('kind', image(number), features(number))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2]) for _ in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    store = FeatureStore(tmp_path, 1)
+    assert store.damaged() == []
+    assert not list(tmp_path.glob("*/??/.*"))
+    for number in range(60):
+        found = store.get("kind", image(number))
+        assert found is None or torch.equal(found["tokens"], features(number)["tokens"])
+    assert store.read > 0
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = FeatureStore(tmp_path, 1)
+    monkeypatch.setattr("os.replace", full)
+    with pytest.warns(UserWarning, match="not stored any more"):
+        kept = store.put("kind", image(1), features(1))
+    assert torch.equal(kept["tokens"], features(1)["tokens"])
+    store.put("kind", image(2), features(2))  # no second warning
+    assert store.written == 0
+
+
+def test_a_second_run_encodes_nothing(tmp_path: Path) -> None:
+    images = torch.rand(3, 3, 4, 4)
+    keys = ["a", "b#17", "a"]
+    results = []
+    for expected in (2, 1):  # the augmented image is encoded again
+        cache = FeatureCache(store=FeatureStore(tmp_path, 1), kinds={ALL: "double"})
+        results.append(cache.features(keys, images, lambda x: {"double": 2 * x}))
+        assert cache.encoded == expected
+    assert torch.equal(results[0]["double"], results[1]["double"])
+    assert torch.equal(results[0]["double"][1], 2 * images[1])
+
+
+def test_encoders_share_a_block_whatever_else_they_return() -> None:
+    kwargs = {"weights": "random", "image_size": 32}
+    one = ViTEncoder("vit_tiny_patch16_224", blocks=(2,), **kwargs)  # type: ignore[arg-type]
+    two = ViTEncoder("vit_tiny_patch16_224", blocks=(2, 3), **kwargs)  # type: ignore[arg-type]
+    assert one.kind(2) == two.kind(2) != two.kind(3)
+    with torch.no_grad():
+        two.vit.blocks[2].mlp.fc1.weight.mul_(2)
+    assert one.kind(2) == two.kind(2)
+    with torch.no_grad():
+        two.vit.blocks[1].mlp.fc1.weight.mul_(2)
+    assert one.kind(2) != two.kind(2)
