@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
-from datamodules.episodic import EpisodicDataModule
-from fssbench.errors import nearest
-from fssbench.method import FewShotMethod
+from lightning.pytorch import LightningDataModule
 
-BASES: dict[str, type] = {"model": FewShotMethod, "data": EpisodicDataModule}
+from fssbench.errors import nearest
+from fssbench.trainable import Trainable
+
+BASES: dict[str, type] = {"model": Trainable, "data": LightningDataModule}
 SILENT_NOTICES = ("💡", "Seed set", "GPU available", "TPU available", "HPU available", "`Trainer", "Restoring states",
                   "Loaded model weights", "Restored all states", "Using default `ModelCheckpoint`",
                   "Initializing distributed", "-----")  # fmt: skip
