@@ -62,6 +62,11 @@ class DistillationScores(Metric):
     """
 
     full_state_update = False
+    error: Tensor
+    total: Tensor
+    squares: Tensor
+    cosines: Tensor
+    positions: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Schedule:
         starts = [0, *accumulate(config.epochs)]
         aligns: list[Align] = [config.align] * count
         if config.align == "both":
-            aligns = [*["down_teacher"] * (count - 1), "both"]
+            aligns[:-1] = ["down_teacher"] * (count - 1)
         self.total = starts[-1]
         self.stages = tuple(
             Stage(number, *parts)
