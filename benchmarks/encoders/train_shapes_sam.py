@@ -1,6 +1,6 @@
 """Train a small SAM on generated pictures: a teacher for distillation where the real one is not to be had.
 
-    python benchmarks/encoders/train_shapes_sam.py --minutes 30 --output shapes_sam.pth
+    python benchmarks/encoders/train_shapes_sam.py --minutes 30 --output shapes_sam.pth --pictures pictures
 
 Image encoder, prompt encoder and mask decoder are segment-anything's own modules. Decoder and prompt encoder have SAM's
 sizes, so that FS-DINO takes them as `sam_weights`; the encoder is small (112 px, 14 x 14 tokens, 256 channels out). It is
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from segment_anything.modeling import PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -69,19 +70,43 @@ def new_sam(width: int, depth: int, heads: int) -> Sam:
     )
     assert sam.image_encoder.pos_embed is not None
     torch.nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
+    start_local(transformer)
     return sam
 
 
-def pictures(world: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def start_local(transformer: TwoWayTransformer) -> None:
+    """Let prompts and the places they name look at each other from the start, which a short training would not find.
+
+    Queries and keys of every cross-attention begin with the same projection, so that their product is large where two
+    position encodings are alike.
+    """
+    crossing = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        crossing += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in crossing:
+        attention.q_proj.weight *= 2.5
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+
+def pictures(world: World, count: int, seed: int, folder: Path | None = None) -> tuple[Tensor, Tensor]:
     """`count` scenes: images (count, 3, 112, 112) uint8 and layers (count, 112, 112) uint8, 0 or the number of the object
-    that is seen at a pixel; objects of which too little is seen are left out of the layers."""
+    that is seen at a pixel; objects of which too little is seen are left out of the layers.
+
+    With a `folder` the pictures are also written there as PNG files of their original size.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     images = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
     layers = torch.empty(count, SIDE, SIDE, dtype=torch.uint8)
     chosen = np.random.default_rng((seed, 1)).integers(len(world.classes), size=count)
     for index in range(count):
         draw = Draw(seed, 3, index)
         layout = lay_out(world, world.classes[chosen[index]], draw)
-        images[index] = torch.from_numpy(resize_image(draw_picture(world, layout, draw), SIDE)).permute(2, 0, 1)
+        picture = draw_picture(world, layout, draw)
+        images[index] = torch.from_numpy(resize_image(picture, SIDE)).permute(2, 0, 1)
+        if folder is not None:
+            Image.fromarray(picture).save(folder / f"{index:06d}.png")
         layer = resize_mask(draw_layer(world, layout), SIDE)
         areas = np.bincount(layer.ravel(), minlength=256)
         layers[index] = torch.from_numpy(np.where(areas[layer] >= LEAST, layer, 0).astype(np.uint8))
@@ -104,7 +129,7 @@ def some_pixel(where: Tensor, generator: torch.Generator) -> Tensor:
     """(x, y) in pixels (B, 2) of one pixel of each mask (B, H, W), uniformly; anywhere where it is empty."""
     weight = where.flatten(1).float().cpu() + 1e-9
     index = torch.multinomial(weight, 1, generator=generator)[:, 0]
-    return torch.stack([index % where.shape[2], index // where.shape[2]], 1).float() + 0.5
+    return torch.stack([index % where.shape[2], index // where.shape[2]], 1).float()
 
 
 def first_prompts(masks: Tensor, generator: torch.Generator, boxes: bool | None = None) -> Prompts:
@@ -144,7 +169,7 @@ def decode(sam: Sam, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tenso
     """Four masks (B, 4, 4g, 4g) and their predicted IoU (B, 4)."""
     encoder, device = sam.prompt_encoder, embedding.device
     points, labels = prompts.points.to(device), prompts.labels.to(device)
-    sparse = encoder.pe_layer.forward_with_coords(points, (SIDE, SIDE))
+    sparse = encoder.pe_layer.forward_with_coords(points + 0.5, (SIDE, SIDE))  # of the pixels' centres
     table = torch.stack([encoder.not_a_point_embed.weight[0], *(e.weight[0] for e in encoder.point_embeddings)])
     sparse = torch.where((labels < 0)[..., None], torch.zeros_like(sparse), sparse) + table[labels + 1]
     if prompts.mask is None:
@@ -158,7 +183,7 @@ def decode(sam: Sam, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tenso
 def objective(logits: Tensor, quality: Tensor, masks: Tensor) -> Tensor:
     """Loss of the first mask plus that of the best of the other three (SAM's way with prompts of several meanings)."""
     target = masks[:, None].float().expand_as(logits)
-    focal = sigmoid_focal_loss(logits, target, reduction="none").mean((2, 3))
+    focal = sigmoid_focal_loss(logits, target, alpha=-1, reduction="none").mean((2, 3))
     chance = logits.sigmoid()
     dice = 1 - (2 * (chance * target).sum((2, 3)) + 1) / (chance.sum((2, 3)) + target.sum((2, 3)) + 1)
     each = 20 * focal + dice
@@ -259,7 +284,7 @@ def main() -> None:
         say(f"options {shown}")
         world, likeness = other_world(options.seed, options.shapes, options.textures)
         say(f"most alike to the benchmark's: {likeness}")
-        images, layers = pictures(world, options.images, options.seed)
+        images, layers = pictures(world, options.images, options.seed, options.pictures)
         sam = new_sam(options.width, options.depth, options.heads)
         sizes = {n: sum(p.numel() for p in part.parameters()) for n, part in sam.named_children()}
         say(f"{len(images)} pictures; parameters {sizes}")
@@ -274,9 +299,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shapes", type=int, default=64)
     parser.add_argument("--textures", type=int, default=64)
     parser.add_argument("--images", type=int, default=8000)
+    parser.add_argument("--pictures", type=Path, help="also write the pictures into this folder, to distil from")
     parser.add_argument("--minutes", type=float, default=30, help="of training, after the pictures are made")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
