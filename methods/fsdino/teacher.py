@@ -152,7 +152,7 @@ def _compute(
     loader = DataLoader(
         _Squares(images, rows, teacher.image_size), batch_size=batch, num_workers=share.workers, collate_fn=list
     )
-    with tqdm(total=len(rows), unit="image", desc="teacher", delay=2, disable=share.rank > 0) as bar:
+    with tqdm(total=len(rows), unit="image", desc="teacher", delay=2, disable=share.rank > 0 or None) as bar:
         for items in loader:
             bar.update(len(items))
             failures |= {row: image for row, _, image in items if isinstance(image, str)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -29,8 +31,7 @@ class Counting(Distillation):
         with self.metric.sync_context():
             assert float(self.metric.positions) == 3 * tokens**2  # three held-out images
 
-if __name__ == "__main__":
-    processes, out = int(sys.argv[1]), sys.argv[2]
+def main(processes, out):
     torch.manual_seed(0)
     module = Counting(
         backbone="vit_tiny_patch16_224", backbone_weights="random", teacher="from_weights",
@@ -44,6 +45,9 @@ if __name__ == "__main__":
         use_distributed_sampler=False, num_sanity_val_steps=0, **module.trainer_settings(),
     )
     trainer.fit(module, datamodule=Images("images", num_workers=0))
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -58,13 +62,15 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
     }
     reports, features = [], []
+    with chdir(tmp_path):
+        runpy.run_path("script.py")["main"](1, "out1")
+    command = [sys.executable, "script.py", "2", "out2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for processes in (1, 2):
-        command = [sys.executable, "script.py", str(processes), f"out{processes}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / f"out{processes}" / "distillation.json").read_text())["stages"])
         files = [load_file(path)["features"] for path in (tmp_path / f"kept{processes}").rglob("*.safetensors")]
-        assert len(files) == processes
+        assert len(files) == processes, "each process writes its own"
         features.append(sorted(row.sum().item() for file in files for row in file))
     assert features[0] == features[1]
     assert len(features[0]) == 31
