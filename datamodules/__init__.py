@@ -7,6 +7,7 @@ _WHERE = {
     "COCO20i": "datamodules.coco20i",
     "FSS1000": "datamodules.fss1000",
     "Folder": "datamodules.folder",
+    "Images": "datamodules.images",
     "Shapes": "datamodules.shapes",
 }
 __all__ = sorted(_WHERE)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import warnings
 import zlib
 from collections import defaultdict
@@ -27,7 +26,7 @@ from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
 from fssbench.errors import UserError
-from fssbench.files import sha256_file, written_whole
+from fssbench.files import cache_folder, sha256_file, written_whole
 
 RENDERER = "clean"
 _VERSION = 1  # of the cache file: raise it whenever the rendering or the layout below changes
@@ -77,11 +76,6 @@ class CocoIndex:
                 runs = self.runs[self.ends[at] : self.ends[at + 1]].tobytes()
                 mask[rle_tools.decode({"size": [int(height), int(width)], "counts": runs}).astype(bool)] = value
         return mask
-
-
-def cache_folder() -> Path:
-    """Where computed files are kept: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
-    return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
 
 
 def load_index(annotations: Path) -> CocoIndex:

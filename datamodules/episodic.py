@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -57,6 +57,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
+
+    gives: ClassVar[str] = "episodes"
 
     def __init__(
         self,

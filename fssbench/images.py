@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -38,6 +40,15 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with _opened(path) as image:
         return np.array(_rgb(_upright(image), path, background="white"))
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """The image in an encoded file's bytes as (H, W, 3) uint8 RGB, as `read_image` reads it from disk.
+
+    Raises `UserError`, naming `name`, where the bytes are empty, no image, damaged, cut off or floating-point pixels.
+    """
+    with _opened(name, content) as image:
+        return np.array(_rgb(_upright(image), name, background="white"))
 
 
 def read_binary_mask(path: str | Path, threshold: int = 128) -> np.ndarray:
@@ -89,13 +100,17 @@ def size_of(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_image(
+    image: np.ndarray, size: int | tuple[int, int], filter: Literal["bilinear", "bicubic"] = "bilinear"
+) -> np.ndarray:
     """Resize (H0, W0, 3) uint8 to `size` = (H, W), or to a square of that side (the aspect ratio is not kept).
 
-    Pillow's bilinear filter, antialiased when it shrinks (`IMAGE_INTERPOLATION`). Returns (H, W, 3) uint8.
+    Pillow's bilinear filter, antialiased when it shrinks (`IMAGE_INTERPOLATION`), is that of every image of an episode;
+    distillation may ask for the bicubic one. Returns (H, W, 3) uint8.
     """
     height, width = _pair(size)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    resampling = Image.Resampling.BICUBIC if filter == "bicubic" else Image.Resampling.BILINEAR
+    return np.array(Image.fromarray(image).resize((width, height), resampling))
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -122,18 +137,20 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The opened file; whatever its decoder raises inside the block becomes a `UserError` that names the file."""
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The opened file (or the `content` that it had); whatever its decoder raises inside the block becomes a `UserError`
+    that names the file."""
     path = Path(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else BytesIO(content)) as image:
             yield image
     except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Check the path and the data folder, or copy it there.") from error
     except UnidentifiedImageError as error:
-        what = "is empty (0 bytes)" if path.stat().st_size == 0 else "is not an image that Pillow can read"
+        size = path.stat().st_size if content is None else len(content)
+        what = "is empty (0 bytes)" if size == 0 else "is not an image that Pillow can read"
         raise UserError(f"{path} {what}. Copy or download it again, or save it as PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is larger than Pillow opens ({error}). Scale it down.") from error

@@ -11,51 +11,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from fssbench.checkpoint import checkpoint_mismatch, class_path, plain
+from fssbench.checkpoint import class_path
 from fssbench.encoders.cache import ALL, FeatureCache, Features
-from fssbench.encoders.weights import tensors_sha256
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
 from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
+from fssbench.trainable import Trainable
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
 
 
-class FewShotMethod(LightningModule, ABC):
+class FewShotMethod(Trainable):
     """A function from an episode to a mask.
 
     Subclasses set `image_size`, write `encode` and `segment`, and, if they are trained, `configure_optimizers`.
     """
 
-    needs_checkpoint: ClassVar[bool] = True
-    """False for a training-free method; a trained one refuses to be tested without a checkpoint."""
-    frozen: ClassVar[tuple[str, ...]] = ("encoder",)
-    """Attributes whose modules are never trained: always in eval mode, kept out of checkpoints, checked by hash."""
-    free_settings: ClassVar[tuple[str, ...]] = ("backbone_weights",)
-    """Init arguments in which a test may differ from the checkpoint (weights are checked by content instead)."""
     image_size: int
     """Side in pixels of the square the images are resized to; a data module asks for it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
-        self.trained = not self.needs_checkpoint
-        self.training_facts: dict[str, Any] = {}
-        """How the loaded or just trained weights came about; empty for a training-free method."""
         self.episode_rows: list[dict[str, Any]] = []
         """Rows of the last test, one per episode, complete on every process after the test."""
         self.scores: IoUScores | None = None
@@ -227,108 +214,13 @@ class FewShotMethod(LightningModule, ABC):
             raise RuntimeError("an episode was counted twice: is use_distributed_sampler still False?")
         return counted == list(range(len(self._data.test_manifest.episodes)))
 
-    @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    # -- weights --------------------------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> FewShotMethod:
-        """Set training mode, but never for the frozen parts."""
-        super().train(mode)
-        for module in self._frozen_modules().values():
-            module.eval()
-        return self
-
-    def _frozen_modules(self) -> dict[str, nn.Module]:
-        found = {name: self.get_submodule(name) for name in self.frozen if _has_submodule(self, name)}
-        return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
-
     def setup(self, stage: str) -> None:
-        """Put the frozen parts in eval mode, since Lightning does not call `train()` when a fit starts, and begin with
-        an empty cache."""
-        self.train(self.training)
+        """Begin with an empty cache, and as every trainable module does."""
+        super().setup(stage)
         self.cache.clear()
         if self.cache.store is not None:
             where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
             self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
-
-    def settings(self) -> dict[str, Any]:
-        """The method's init arguments as plain JSON values; weight files by name, so a record does not depend on where
-        they lie."""
-        values = {name: plain(value) for name, value in self.hparams.items() if not name.startswith("_")}
-        return {
-            name: PurePath(value).name if name.endswith("weights") and isinstance(value, str) else value
-            for name, value in values.items()
-        }
-
-    def weights_sha256(self, only: tuple[str, ...] | None = None) -> str:
-        """SHA-256 over names, types, shapes and bytes of all weights and buffers (or of those below `only`)."""
-        below = None if only is None else tuple(f"{part}." for part in only)
-        return tensors_sha256(
-            {
-                name: value
-                for name, value in self.state_dict().items()
-                if not name.startswith("metric.") and (below is None or name.startswith(below))
-            }
-        )
-
-    def on_fit_start(self) -> None:
-        """Remember how the weights are made, for the checkpoint and the record."""
-        self.training_facts = {"selection": "last", **self._data.training_facts(), **self._trainer_facts()}
-
-    def _trainer_facts(self) -> dict[str, Any]:
-        trainer = self.trainer
-        return {
-            "max_epochs": trainer.max_epochs,
-            "max_steps": trainer.max_steps,
-            "precision": str(trainer.precision),
-            "processes": trainer.world_size,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),  # where Lightning's seed_everything leaves it
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "gradient_clip_val": trainer.gradient_clip_val,
-        }
-
-    def on_train_end(self) -> None:
-        """The weights are trained now."""
-        self.trained = True
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained, plus the hash of the frozen weights it belongs to."""
-        state = checkpoint["state_dict"]
-        frozen = tuple(f"{name}." for name in self._frozen_modules())
-        checkpoint["state_dict"] = {
-            name: value
-            for name, value in state.items()
-            if not (frozen and name.startswith(frozen)) and not name.startswith("metric.")
-        }
-        # our own entry instead of Lightning's `hyper_parameters`, which its command line would merge over the config
-        for key in ("hyper_parameters", "hparams_name", "hparams_type"):
-            checkpoint.pop(key, None)
-        checkpoint["fssbench"] = {
-            "method_class": class_path(type(self)),
-            "settings": self.settings(),
-            "frozen_sha256": self.weights_sha256(tuple(self._frozen_modules())),
-            "training": self.training_facts,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, other settings or another encoder; then complete its state."""
-        facts = checkpoint.get("fssbench")
-        problem = checkpoint_mismatch(facts, class_path(type(self)), self.settings(), self.free_settings)
-        if problem:
-            raise UserError(problem)
-        assert facts is not None
-        if facts["frozen_sha256"] != self.weights_sha256(tuple(self._frozen_modules())):
-            raise UserError(
-                "The checkpoint was trained on other frozen encoder weights than those configured. Give the same "
-                f"weights ({facts['settings'].get('backbone_weights')}) or train again."
-            )
-        own = self.state_dict()
-        frozen = tuple(f"{name}." for name in self._frozen_modules())
-        checkpoint["state_dict"].update({n: v for n, v in own.items() if frozen and n.startswith(frozen)})
-        self.training_facts = facts["training"]
-        self.trained = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,7 +266,3 @@ class _Timer:
 def _count(masks: list[Tensor], batch: EpisodeBatch) -> Tensor:
     pairs = zip(masks, batch.query_mask_full, strict=True)
     return torch.stack([episode_counts(mask, target) for mask, target in pairs])
-
-
-def _has_submodule(module: nn.Module, name: str) -> bool:
-    return any(found == name for found, _ in module.named_modules())

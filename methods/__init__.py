@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_WHERE = {"FSDINO": "methods.fsdino", "Prototype": "methods.prototype"}
+_WHERE = {"Distillation": "methods.fsdino", "FSDINO": "methods.fsdino", "Prototype": "methods.prototype"}
 __all__ = sorted(_WHERE)
 
 

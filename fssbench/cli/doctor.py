@@ -14,20 +14,25 @@ from typing import NamedTuple
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
 from fssbench.errors import UserError
+from fssbench.files import sha256_file
 from fssbench.results.store import ResultStore
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/"
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 HUB_MODELS = tuple(f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large"))
+SAM_FACTS = {
+    "sam_vit_h_4b8939.pth": (2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    "sam_vit_l_0b3195.pth": (1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "sam_vit_b_01ec64.pth": (375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+}
+"""SAM's official checkpoints: bytes and SHA-256, as several projects that download them state (micro-sam, 3D Slicer's
+SAM module); the six digits in a name begin the file's MD5."""
 WEIGHT_FILES = {
     **{
         f"dinov2_vit{s}14_pretrain.pth": f"{DINOV2_URL}dinov2_vit{s}14/dinov2_vit{s}14_pretrain.pth"
         for s in ("s", "b", "l")
     },
-    **{
-        name: f"{SAM_URL}{name}"
-        for name in ("sam_vit_h_4b8939.pth", "sam_vit_l_0b3195.pth", "sam_vit_b_01ec64.pth")
-    },
+    **{name: f"{SAM_URL}{name}" for name in SAM_FACTS},
 }  # fmt: skip
 """Weight files that the shipped configs may name -> where they are published."""
 COCO_ZIPS = "http://images.cocodataset.org/zips/"
@@ -136,10 +141,8 @@ def weights() -> list[Finding]:
     found = []
     for name, url in WEIGHT_FILES.items():
         path = weights_folder() / name
-        if path.is_file():
-            found.append(Finding("ok", f"{name}, {path.stat().st_size / 2**20:.0f} MiB"))
-        else:
-            found.append(Finding("missing", name, f"curl -L --create-dirs -o {path} {url}"))
+        download = f"curl -L --create-dirs -o {path} {url}"
+        found.append(weight_file(path, download) if path.is_file() else Finding("missing", name, download))
     try:
         from fssbench.encoders.vit import hub_file
     except Exception:  # reported under versions and devices
@@ -149,6 +152,19 @@ def weights() -> list[Finding]:
         then = "nothing: `backbone_weights: hub` downloads it when it is first used"
         found.append(Finding("ok", f"timm {name}: {path_of}") if path_of else Finding("missing", f"timm {name}", then))
     return found
+
+
+def weight_file(path: Path, download: str) -> Finding:
+    """A weight file that is there: of SAM's, whether it is the published one (reading it takes a few seconds)."""
+    size = path.stat().st_size
+    if path.name not in SAM_FACTS:
+        return Finding("ok", f"{path.name}, {size / 2**20:.0f} MiB")
+    published, digest = SAM_FACTS[path.name]
+    if size != published:
+        return Finding("wrong", f"{path.name} has {size} bytes, the published file {published}", download)
+    if sha256_file(path) != digest:
+        return Finding("wrong", f"{path.name} is not the published file (its SHA-256 differs)", download)
+    return Finding("ok", f"{path.name}, {size / 2**20:.0f} MiB, SHA-256 as published")
 
 
 def data_folder() -> Path:

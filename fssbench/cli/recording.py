@@ -85,8 +85,8 @@ class RunRecorder(SaveConfigCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the scores of `validate`; those of a validation during a fit are in the progress bar and the logs."""
-        assert isinstance(pl_module, FewShotMethod)
         if self.cli.subcommand == "validate" and trainer.is_global_zero:
+            assert isinstance(pl_module, FewShotMethod)
             header = data_of(trainer).val_manifest.header
             print(score_line(f"{header.dataset} base classes of fold {header.fold}, {header.shot}-shot", pl_module))
 

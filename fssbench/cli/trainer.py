@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -30,6 +30,7 @@ from fssbench.encoders.store import FeatureStore, StoredType, default_folder
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
 from fssbench.method import FewShotMethod
+from fssbench.trainable import Trainable
 
 RUN_GROUP = "run"
 TERMINATED = 143
@@ -45,8 +46,8 @@ class FssbenchCLI(LightningCLI):
         register_classes()
         self._verb = arguments[0] if run else None
         super().__init__(
-            model_class=FewShotMethod,
-            datamodule_class=EpisodicDataModule,
+            model_class=Trainable,
+            datamodule_class=LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunRecorder,
@@ -123,9 +124,10 @@ class FssbenchCLI(LightningCLI):
         self.data_name = data or config["data"].class_path.rsplit(".", 1)[-1].lower()
         if not re.fullmatch(r"[\w.+-]+", self.run_name):
             raise UserError(f"--name may hold letters, digits and . _ + - only, not '{self.run_name}'.")
-        fold = f"fold{init.fold}" + (f"_shot{init.shot}" if init.shot != 1 else "")
-        fold += f"_seed{config['seed_everything']}" if config["seed_everything"] else ""
-        default = Path("runs") / self.run_name / self.data_name / fold
+        parts = [f"fold{init.fold}"] if "fold" in init else []  # images without classes have no folds
+        parts += [f"shot{init.shot}"] if init.get("shot", 1) != 1 else []
+        parts += [f"seed{config['seed_everything']}"] if config["seed_everything"] else []
+        default = Path("runs") / self.run_name / self.data_name / "_".join(parts)
         self.run_dir = Path(config.get("run_dir") or default)
 
     def _own(self, config: Any) -> Any:
@@ -139,12 +141,23 @@ class FssbenchCLI(LightningCLI):
             raise user_error_in(error) or error from None
 
     def after_instantiate_classes(self) -> None:
-        """Give the method its feature cache."""
-        own = self._own(self.config_init)
-        store = (
-            FeatureStore(default_folder(), own["feature_disk"], own["feature_dtype"]) if own["feature_disk"] else None
-        )
-        self.model.cache = FeatureCache(own["feature_cache"], store=store)
+        """Refuse what does not go together, and give a method its feature cache."""
+        name = class_path(type(self.model))
+        if self.subcommand and self.subcommand not in self.model.verbs:
+            raise UserError(
+                f"{name} can only be run with {' and '.join(self.model.verbs)}, not with {self.subcommand}."
+            )
+        if getattr(self.datamodule, "gives", self.model.reads) != self.model.reads:
+            example = {"episodes": "data/shapes.yaml", "images": "data/images.yaml"}[self.model.reads]
+            raise UserError(
+                f"{name} is trained on {self.model.reads}, {class_path(type(self.datamodule))} gives "
+                f"{self.datamodule.gives}. Use --config {example}."
+            )
+        if isinstance(self.model, FewShotMethod):
+            own = self._own(self.config_init)
+            disk, dtype = own["feature_disk"], own["feature_dtype"]
+            store = FeatureStore(default_folder(), disk, dtype) if disk else None
+            self.model.cache = FeatureCache(own["feature_cache"], store=store)
 
     # -- making the trainer ---------------------------------------------------------------------------------------
 
@@ -167,10 +180,22 @@ class FssbenchCLI(LightningCLI):
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(self.run_dir / "predictions"))
         kwargs["default_root_dir"] = str(config.get("default_root_dir") or self.run_dir)
+        kwargs |= self._settings_of_the_method(config)
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise UserError(f"trainer: {error} Correct the trainer part of the configuration.") from error
+
+    def _settings_of_the_method(self, config: Any) -> dict[str, Any]:
+        """What the method's own settings say about the trainer; a flag that says otherwise is an error."""
+        settings = self.model.trainer_settings()
+        for name, value in settings.items():
+            if config.get(name) not in (None, 0, value):
+                raise UserError(
+                    f"trainer.{name} is {config[name]}, but the settings of {class_path(type(self.model))} make it {value}. "
+                    f"Leave trainer.{name} out."
+                )
+        return settings
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -253,13 +278,14 @@ def of_another_process(error: ProcessRaisedException) -> int:
 
 
 def number_of_folds(arguments: list[str]) -> int:
-    """The folds of the configured data set; checks the whole configuration on the way, before any run starts."""
+    """The folds of the configured data set (1 for data without folds); checks the whole configuration on the way,
+    before any run starts."""
     quiet()
     cli = _ParseOnly(drop_option(arguments, "--ckpt_path"))
     data = cli.config["data"]
     package, _, name = data.class_path.rpartition(".")
-    module: EpisodicDataModule = getattr(import_module(package), name)(**data.init_args.as_dict())
-    return module.number_of_folds()
+    module = getattr(import_module(package), name)(**data.init_args.as_dict())
+    return module.number_of_folds() if isinstance(module, EpisodicDataModule) else 1
 
 
 class _ParseOnly(FssbenchCLI):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fssbench.cli import doctor, main
+from fssbench.encoders.sam import SAM_FILES as ENCODER_FILES
+from fssbench.files import sha256_file
 from methods.fsdino.decoder import SAM_FILES, SAM_URL
 from tests.data.fss1000 import make_fss1000
 
@@ -31,14 +33,25 @@ def test_everything_that_is_missing_says_what_to_do_next(empty: Path, capsys: py
 
 def test_weights_that_are_there_are_found(empty: Path) -> None:
     (empty / "FSSBENCH_WEIGHTS").mkdir()
-    (empty / "FSSBENCH_WEIGHTS" / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2**20)
+    (empty / "FSSBENCH_WEIGHTS" / "dinov2_vits14_pretrain.pth").write_bytes(b"x" * 2**20)
     states = {what.partition(",")[0]: state for state, what, _ in doctor.weights()}
-    assert states["sam_vit_b_01ec64.pth"] == "ok"
+    assert states["dinov2_vits14_pretrain.pth"] == "ok"
     assert states["sam_vit_h_4b8939.pth"] == "missing"
+
+
+def test_sams_files_must_be_the_published_ones(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = empty / "sam_vit_b_01ec64.pth"
+    path.write_bytes(b"half a download")
+    assert doctor.weight_file(path, "again").state == "wrong"
+    assert "has 15 bytes, the published file 375042383" in doctor.weight_file(path, "again").what
+    for digest, state in ((sha256_file(path), "ok"), ("0" * 64, "wrong")):
+        monkeypatch.setitem(doctor.SAM_FACTS, path.name, (15, digest))
+        assert doctor.weight_file(path, "again").state == state
 
 
 def test_the_urls_are_those_the_method_gives() -> None:
     assert {name: SAM_URL + name for name in SAM_FILES}.items() <= doctor.WEIGHT_FILES.items()
+    assert set(SAM_FILES) == set(ENCODER_FILES.values()) == set(doctor.SAM_FACTS)
 
 
 def test_coco_counts_its_images(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
