@@ -54,6 +54,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: seed of the `clean-v1` episodes; 0 is the published draw.
         episodes_per_class: test episodes per novel class; None = the data set's own number.
         val_episodes_per_class: validation episodes per *base* class.
+        validation: validate on episodes of `base` classes, or on the very `test` episodes: only to reproduce numbers that
+            were selected on them.
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
@@ -73,6 +75,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: int = 0,
         episodes_per_class: int | None = None,
         val_episodes_per_class: int = 2,
+        validation: Literal["base", "test"] = "base",
         small_classes: SmallClasses = "error",
         image_memory: float = 512,
     ) -> None:
@@ -90,6 +93,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.augment = augment
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
+        self.validation = validation
         self.small_classes: SmallClasses = small_classes
         self.image_memory = image_memory
 
@@ -128,7 +132,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
 
     @cached_property
     def val_manifest(self) -> Manifest:
-        """Validation episodes of base classes: the novel classes are never looked at during training."""
+        """Validation episodes of base classes: the novel classes are never looked at during training, unless asked for."""
+        if self.validation == "test":
+            return self.test_manifest
         return self._build("base", self.val_episodes_per_class)
 
     def _build(self, classes: Literal["novel", "base"], per_class: int | None) -> Manifest:
@@ -158,7 +164,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             "augment": self.augment,
             "data_seed": self.seed,
             "training_policy": "keep-as-background",
-            "validation": "base classes",
+            "validation": {"base": "base classes", "test": "test episodes (legacy)"}[self.validation],
         }
 
     def setup(self, stage: str) -> None:

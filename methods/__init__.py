@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_WHERE = {"FSDINO": "methods.fsdino", "Prototype": "methods.prototype"}
+_WHERE = {"FSDINO": "methods.fsdino", "Prototype": "methods.prototype", "SAM2FSS": "methods.sam2fss"}
 __all__ = sorted(_WHERE)
 
 

@@ -80,12 +80,14 @@ def sam2_config(size: str, version: float, image_size: int, config: str | Mappin
     _check_name(size, version)
     if image_size % 32 or image_size < 64:
         lower = max(64, image_size // 32 * 32)
-        raise UserError(f"SAM 2 cannot take images of {image_size} pixels: the side must be a multiple of 32, e.g. {lower}.")
+        raise UserError(
+            f"SAM 2 cannot take images of {image_size} pixels: the side must be a multiple of 32, e.g. {lower}."
+        )
     packaged = _package() / "configs" / SAM2_VERSIONS[float(version)][0] / _config_name(size, version)
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    settings = OmegaConf.load(packaged)["model"]
+    settings: Any = OmegaConf.select(OmegaConf.load(packaged), "model")
     if config is not None:
         try:
             settings = OmegaConf.merge(settings, OmegaConf.create(own_settings(config)))
@@ -95,7 +97,9 @@ def sam2_config(size: str, version: float, image_size: int, config: str | Mappin
     attention, table = "memory_attention.layer", {"feat_sizes": [grid, grid]}
     changes = {"image_size": image_size, f"{attention}.self_attention": table, f"{attention}.cross_attention": table}
     # else position tables would be put on the first GPU, whichever the model is used on
-    changes |= {f"{part}.position_encoding": {"warmup_cache": False} for part in ("image_encoder.neck", "memory_encoder")}
+    changes |= {
+        f"{part}.position_encoding": {"warmup_cache": False} for part in ("image_encoder.neck", "memory_encoder")
+    }
     for place, value in changes.items():
         OmegaConf.update(settings, place, value, merge=True)
     return settings
@@ -109,7 +113,9 @@ def own_settings(config: str | Mapping[str, Any]) -> dict[str, Any]:
 
     path = Path(config).expanduser()
     if not path.is_file():
-        raise UserError(f"sam2_config {path} does not exist. Give a YAML file with a `model` key, or the settings themselves.")
+        raise UserError(
+            f"sam2_config {path} does not exist. Give a YAML file with a `model` key, or the settings themselves."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -127,7 +133,9 @@ def read_sam2(path: str | Path) -> dict[str, Tensor]:
     content = load_plain(path, "SAM 2 checkpoint")
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is no SAM 2 checkpoint: expected {{'model': tensors by name}}, as sam2_hiera_small.pt has.")
+        raise UserError(
+            f"{path} is no SAM 2 checkpoint: expected {{'model': tensors by name}}, as sam2_hiera_small.pt has."
+        )
     # copied, because the tensors lie in the mapped file: overwriting it later would change the model
     return {name: tensor.detach().float().clone() for name, tensor in state.items()}
 

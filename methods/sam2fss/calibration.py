@@ -25,7 +25,7 @@ class Calibration:
     support_masks   (B, K, N) float32 in [0, 1], on the memory grid
     alpha           largest reduction of a score; 0 leaves all scores as they are
     detach          no gradient through the bias
-    keys            the support prototype is pooled from keys with (`rotated`) or without (`projected`) rotary positions
+    keys            supports and query memory are compared by keys with (`rotated`) or without (`projected`) rotation
     shot_mode       `paper`: query tokens are compared with each support, and the cosine maps averaged; `off`: no bias;
                     `released_5shot`: as the release does by mistake, the second block of the bank is calibrated by the
                     first support (with one support that is the query's block, as in `paper`)

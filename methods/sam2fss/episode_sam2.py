@@ -158,7 +158,7 @@ class EpisodeSAM2(nn.Module):
         """Rotations on the right device, made outside inference mode: a table from a validation serves training too."""
         with torch.inference_mode(False):
             for module in rope_attentions(self.model.memory_attention):
-                module.freqs_cis = module.freqs_cis.to(like.device)  # type: ignore[assignment, operator]
+                module.freqs_cis = module.freqs_cis.to(like.device)
 
 
 def _tokens_first(maps: Tensor) -> Tensor:

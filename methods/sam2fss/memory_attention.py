@@ -44,7 +44,7 @@ class CalibratedRoPEAttention(RoPEAttention):
         return self.out_proj(self._recombine_heads(weights @ values[:, :, attended]))
 
     def _rotated(self, query: Tensor, keys: Tensor, pointers: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys with rotary positions; the stock module writes into its keys, which the prototype may need."""
+        """Queries and keys with rotary positions; the stock module writes into its keys, which the calibration may need."""
         number = keys.shape[2] - pointers
         query, spatial = apply_rotary_enc(
             query, keys[:, :, :number], freqs_cis=self.freqs_cis, repeat_freqs_k=self.rope_k_repeat
@@ -55,11 +55,11 @@ class CalibratedRoPEAttention(RoPEAttention):
         """Scores (B, H, Q, L) with the bias on the calibrated block, all other columns untouched."""
         block, shot = calibration.block(), calibration.supports
         masks = calibration.support_masks[:, :shot]
-        pooled = keys if calibration.keys == "rotated" else plain
+        compared = keys if calibration.keys == "rotated" else plain
         with torch.set_grad_enabled(torch.is_grad_enabled() and not calibration.detach):
-            supports = pooled[:, :, : shot * masks.shape[2]].unflatten(2, (shot, masks.shape[2]))
+            supports = compared[:, :, : shot * masks.shape[2]].unflatten(2, (shot, masks.shape[2]))
             with torch.autocast(scores.device.type, enabled=False):
-                likeness = likeness_to_supports(supports, keys[:, :, block], masks)
+                likeness = likeness_to_supports(supports, compared[:, :, block], masks)
                 bias = calibration_bias(scores[..., block], likeness, calibration.alpha)
         parts = (scores[..., : block.start], scores[..., block] + bias, scores[..., block.stop :])
         return torch.cat(parts, dim=-1)
