@@ -49,7 +49,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         image_size: network input side in pixels; None = what the method asks for.
         seed: seed of the training episodes.
         episodes_per_epoch: training episodes per epoch; None = as many as the fold has base images.
-        augment: training augmentation: none, flip or standard.
+        augment: training augmentation: none, flip, standard, or FSSAM's (fssam-pascal, fssam-coco).
         manifest: test episodes from this file; None = the `clean-v1` episodes of the data set.
         manifest_seed: seed of the `clean-v1` episodes; 0 is the published draw.
         episodes_per_class: test episodes per novel class; None = the data set's own number.
@@ -194,9 +194,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         """Batches of training episodes, padded to the same number on every process."""
         images = {key for keys in self.training_classes.values() for key in keys}
         count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
-        source = TrainingEpisodes(
-            self._squares(), self.training_classes, self.shot, self.seed, make_augmentation(self.augment)
-        )
+        squares = self._squares()
+        pipeline = make_augmentation(self.augment, squares.side)
+        source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline)
         return self._loader(source, count, self.batch_size, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
@@ -261,7 +261,10 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
         seeds = generator.integers(2**31, size=self.shot + 1)
         pairs = []
         for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
-            image, mask, _ = self.squares.read(key, episode.class_id)
+            if getattr(self.pipeline, "original_size", False):
+                image, mask = self.squares.original(key, episode.class_id)
+            else:
+                image, mask, _ = self.squares.read(key, episode.class_id)
             pairs.append(augment(self.pipeline, image, mask, int(seed)))
         batch = _batch_of_one(episode, index, pairs, None)
         if self.pipeline is None:

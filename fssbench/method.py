@@ -47,6 +47,8 @@ class FewShotMethod(LightningModule, ABC):
     that freezes a part of a module overrides `frozen_names` too."""
     free_settings: ClassVar[tuple[str, ...]] = ("backbone_weights",)
     """Init arguments in which a test may differ from the checkpoint (weights are checked by content instead)."""
+    upsampling: str = "torch-bilinear-align_corners_false"
+    """What `upsample` does, as the record names it; a method that overrides it says so here."""
     image_size: int
     """Side in pixels of the square the images are resized to; a data module asks for it."""
 

@@ -55,6 +55,7 @@ def build_sam2(
     Raises `UserError` where sam2 is not installed, a name is unknown, or the weights are absent or do not fit.
     """
     settings = sam2_config(size, version, image_size, config)
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -63,7 +64,12 @@ def build_sam2(
     OmegaConf.resolve(settings)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
-        model: SAM2Base = instantiate(settings)
+        try:
+            model: SAM2Base = instantiate(settings)
+        except InstantiationException as error:
+            if config is None:
+                raise
+            raise UserError(f"sam2_config describes no SAM 2 model: {' '.join(str(error).split())}") from error
     _tables_to_cpu(model)
     if weights != "random":
         path = _find(weights, size, version)
@@ -88,11 +94,6 @@ def sam2_config(size: str, version: float, image_size: int, config: str | Mappin
     from omegaconf.errors import OmegaConfBaseException
 
     settings: Any = OmegaConf.select(OmegaConf.load(packaged), "model")
-    if config is not None:
-        try:
-            settings = OmegaConf.merge(settings, OmegaConf.create(own_settings(config)))
-        except OmegaConfBaseException as error:
-            raise UserError(f"sam2_config does not fit SAM 2's configuration: {str(error).splitlines()[0]}.") from error
     grid = image_size // STRIDE
     attention, table = "memory_attention.layer", {"feat_sizes": [grid, grid]}
     changes = {"image_size": image_size, f"{attention}.self_attention": table, f"{attention}.cross_attention": table}
@@ -100,8 +101,13 @@ def sam2_config(size: str, version: float, image_size: int, config: str | Mappin
     changes |= {
         f"{part}.position_encoding": {"warmup_cache": False} for part in ("image_encoder.neck", "memory_encoder")
     }
-    for place, value in changes.items():
-        OmegaConf.update(settings, place, value, merge=True)
+    try:
+        if config is not None:
+            settings = OmegaConf.merge(settings, OmegaConf.create(own_settings(config)))
+        for place, value in changes.items():
+            OmegaConf.update(settings, place, value, merge=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"sam2_config does not fit SAM 2's configuration: {str(error).splitlines()[0]}.") from error
     return settings
 
 

@@ -133,9 +133,9 @@ class EpisodeSAM2(nn.Module):
             **({} if calibration is None else {"calibration": calibration}),
         )
 
-    def decode(self, features: Features, tokens: Tensor) -> Tensor:
-        """Query pyramid and conditioned tokens (N, B, C) to float32 logits (B, S, S): the mask of the highest predicted
-        IoU, without any prompt."""
+    def candidates(self, features: Features, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query pyramid and conditioned tokens (N, B, C) to the three masks that SAM 2 decodes without any prompt:
+        logits (B, 3, S/4, S/4), their predicted IoU (B, 3), and the object score (B, 1)."""
         coarse, size = features[LEVELS[-1]], tokens.shape[1]
         no_point = tokens.new_zeros(size, 1, 2), -tokens.new_ones(size, 1, dtype=torch.int32)
         sparse, dense = self.model.sam_prompt_encoder(points=no_point, boxes=None, masks=None)
@@ -148,7 +148,13 @@ class EpisodeSAM2(nn.Module):
             repeat_image=False,
             high_res_features=[features[name] for name in LEVELS[:-1]],
         )
-        best = masks[torch.arange(size, device=masks.device), quality.argmax(1)][:, None].float()
+        return masks, quality, score
+
+    def decode(self, features: Features, tokens: Tensor) -> Tensor:
+        """Query pyramid and conditioned tokens (N, B, C) to float32 logits (B, S, S): the candidate of the highest
+        predicted IoU."""
+        masks, quality, score = self.candidates(features, tokens)
+        best = masks[torch.arange(len(masks), device=masks.device), quality.argmax(1)][:, None].float()
         if self.object_score_gating:
             best = torch.where(score[..., None, None] > 0, best, NO_OBJECT)
         side = self.model.image_size

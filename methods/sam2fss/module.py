@@ -130,6 +130,7 @@ class SAM2FSS(FewShotMethod):
         self.trainable, self.lr, self.loss_ignore_255 = trainable, lr, loss_ignore_255
         self.train_shot, self.selection = train_shot, selection
         self.upsample_align_corners = upsample_align_corners
+        self.upsampling = f"torch-bilinear-align_corners_{str(upsample_align_corners).lower()}"
         self.trained = trainable == "none"
         self.encoder: ViTEncoder | None = None
         if pseudo_prompts:

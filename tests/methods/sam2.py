@@ -43,8 +43,8 @@ SMALL: dict[str, Any] = {
     "sam2_weights": "random",
     "sam2_config": TINY_SAM2,
     "image_size": SIDE,
-    "dino": "vit_tiny_patch16_224",
-    "backbone_weights": "random",
+    "dino": "from_weights",
+    "backbone_weights": "shapes_vit.safetensors",
     "dino_image_size": 80,
     "precision": "fp32",
 }
