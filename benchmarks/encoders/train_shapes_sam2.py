@@ -58,15 +58,15 @@ class Naming(nn.Module):
     """Read from the coarsest tokens in training only: which shape and texture is there. It makes the trunk learn what
     the matching alone teaches slowly."""
 
-    def __init__(self, width: int, kinds: int) -> None:
+    def __init__(self, width: int, shapes: int, textures: int) -> None:
         super().__init__()
-        self.kind = nn.Linear(width, kinds)
+        self.shape, self.texture = nn.Linear(width, shapes), nn.Linear(width, textures)
 
     def forward(self, features: Tensor, masks: Tensor, kinds: Tensor) -> Tensor:
-        """Cross-entropy of the mean token under each mask: features (M, C, h, w), masks (M, S, S), kinds (M,)."""
+        """Cross-entropy of the mean token under each mask: features (M, C, h, w), masks (M, S, S), kinds (M, 2)."""
         weights = F.adaptive_avg_pool2d(masks[:, None].float(), features.shape[-2:])
         pooled = (features * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
-        return F.cross_entropy(self.kind(pooled), kinds)
+        return F.cross_entropy(self.shape(pooled), kinds[:, 0]) + F.cross_entropy(self.texture(pooled), kinds[:, 1])
 
 
 def main() -> None:
@@ -92,17 +92,17 @@ def main() -> None:
         film = video(options.video, options.side) if options.video else None
         model = build_sam2(weights="random", image_size=options.side, config=str(CONFIG), targets=TARGETS)
         sam2 = EpisodeSAM2(model)
-        train(sam2, generated, kinds, unseen, film, options, say)
+        naming = Naming(model.hidden_dim, options.shapes, options.textures)
+        train(sam2, naming, generated, kinds, unseen, film, options, say)
         say(f"wrote {options.output.name}, {options.output.stat().st_size / 1e6:.2f} MB")
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
 
 
-def pairs(
-    world: World, count: int, side: int, seed: int, kinds: tuple[tuple[int, int], ...]
-) -> tuple[Views, Tensor]:
-    """`count` pairs of generated pictures with an object of the same of the `kinds`, and which kind it is (count,)."""
+def pairs(world: World, count: int, side: int, seed: int, kinds: tuple[tuple[int, int], ...]) -> tuple[Views, Tensor]:
+    """`count` pairs of generated pictures with an object of the same of the `kinds`, and its shape and texture
+    (count, 2)."""
     views = Views(
         torch.empty(count, 2, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, side, side, dtype=torch.uint8)
     )
@@ -116,7 +116,7 @@ def pairs(
             picture = resize_image(draw_picture(world, layout, draw), side)
             views.images[index, view] = torch.from_numpy(picture).permute(2, 0, 1)
             views.masks[index, view] = torch.from_numpy(resize_mask(of_kind[draw_layer(world, layout)], side))
-    return views, torch.from_numpy(chosen)
+    return views, torch.tensor(kinds)[torch.from_numpy(chosen)]
 
 
 def video(root: Path, side: int, apart: int = 8) -> Views:
@@ -126,7 +126,9 @@ def video(root: Path, side: int, apart: int = 8) -> Views:
         frames = sorted(folder.glob("*.jpg"))
         labels = [root / "Annotations" / "480p" / folder.name / f"{frame.stem}.png" for frame in frames]
         squares = [torch.from_numpy(resize_image(read_image(frame), side)).permute(2, 0, 1) for frame in frames]
-        objects = [torch.from_numpy((resize_mask(read_index_mask(label), side) > 0).astype(np.uint8)) for label in labels]
+        objects = [
+            torch.from_numpy((resize_mask(read_index_mask(label), side) > 0).astype(np.uint8)) for label in labels
+        ]
         for first in range(len(frames)):
             for second in range(first + 1, min(first + apart + 1, len(frames))):
                 images.append(torch.stack([squares[first], squares[second]]))
@@ -168,6 +170,7 @@ def spoilt(masks: Tensor) -> Tensor:
 
 def train(
     sam2: EpisodeSAM2,
+    naming: Naming,
     generated: Views,
     kinds: Tensor,
     unseen: Views,
@@ -176,7 +179,6 @@ def train(
     say: Callable[[str], None],
 ) -> None:
     """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine."""
-    naming = Naming(sam2.model.hidden_dim, int(kinds.max()) + 1)
     modules = nn.ModuleList([sam2, naming]).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98))
     began, step, seen = time.perf_counter(), 0, []
