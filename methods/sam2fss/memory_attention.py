@@ -36,7 +36,7 @@ class CalibratedRoPEAttention(RoPEAttention):
         )
         query, keys = self._rotated(query, plain, num_k_exclude_rope)
         attended = calibration.attended(keys.shape[2])
-        scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
         if calibration.biased:
             scores = self._calibrated(scores, keys, plain, calibration)
         weights = scores[..., attended].softmax(-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -14,7 +12,6 @@ from tests.shared import SHARED, needs_shared
 
 pytest.importorskip("sam2")
 
-from fssbench.encoders.sam2 import build_sam2
 from methods.sam2fss import SAM2FSS
 from methods.sam2fss.model import SAM2FSSNet, Trace
 from tests.methods.sam2 import fill, filled
@@ -26,19 +23,15 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def method(tmp_path_factory: pytest.TempPathFactory) -> SAM2FSS:
-    """The default settings on checkpoint files in the formats of the two releases."""
-    folder = tmp_path_factory.mktemp("weights")
-    dino, sam2 = folder / "dinov2_vitb14_pretrain.pth", folder / "sam2_hiera_small.pt"
+    """The default settings, DINOv2 from a file in the format of the original release."""
+    path = tmp_path_factory.mktemp("weights") / "dinov2_vitb14_pretrain.pth"
     with torch.device("meta"):
         names = timm.create_model("vit_base_patch14_dinov2.lvd142m", num_classes=0).state_dict()
     state = {name: filled(name, tuple(value.shape)) for name, value in names.items()}
-    torch.save({**state, "mask_token": torch.zeros(1, 768)}, dino)
-    model = build_sam2(weights="random")
-    fill(model)
-    torch.save({"model": model.state_dict()}, sam2)
-    made = SAM2FSS(backbone_weights=str(dino), sam2_weights=str(sam2), precision="fp32", trainable="none").eval()
-    for path in (dino, sam2):
-        Path(path).unlink()
+    torch.save({**state, "mask_token": torch.zeros(1, 768)}, path)
+    made = SAM2FSS(backbone_weights=str(path), sam2_weights="random", precision="fp32", trainable="none").eval()
+    fill(made.net.sam2.model)
+    path.unlink()
     return made
 
 
