@@ -20,3 +20,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Valid: {', '.join(valid)}." if valid else ""
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The error meant for the user among the causes of another one (jsonargparse wraps what a constructor raises)."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

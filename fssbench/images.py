@@ -107,7 +107,7 @@ def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     height, width = _pair(size)
     rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
     columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
-    return mask[rows[:, None], columns[None, :]]
+    return mask[rows][:, columns]
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

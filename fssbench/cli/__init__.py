@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "test": ("fssbench.cli.grid", "score a method on the novel classes; writes one record per run"),
     "validate": ("fssbench.cli.grid", "score a checkpoint on base-class episodes"),
     "predict": ("fssbench.cli.grid", "write the predicted masks of the test episodes"),
+    "segment": ("fssbench.cli.segment", "masks for your own images from a few examples, no data set needed"),
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
     "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,7 +17,7 @@ from datamodules.episodic import EpisodicDataModule
 from fssbench.cli import VERBS
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.messages import parse_message, quiet
-from fssbench.errors import UserError
+from fssbench.errors import UserError, user_error_in
 
 
 class NamedConfig(ActionConfigFile):
@@ -53,7 +55,11 @@ def option_names(parser: Any) -> list[str]:
 
 
 def register_classes() -> None:
-    """Import the classes that may be named without their path: shipped ones and those of installed packages."""
+    """Import the classes that may be named without their path: shipped ones and those of installed packages. A class
+    in the working directory can be named by its path."""
+    working_dir = os.getcwd()
+    if working_dir not in sys.path:
+        sys.path.insert(0, working_dir)
     for package, names in ((methods, methods.__all__), (datamodules, datamodules.__all__)):
         for name in names:
             getattr(package, name)
@@ -72,14 +78,7 @@ def configured_data(arguments: list[str]) -> EpisodicDataModule:
     except (ArgumentError, TypeError) as error:
         raise UserError(parse_message(str(error), option_names(parser))) from None
     try:
-        module: EpisodicDataModule = parser.instantiate_classes(config).data
+        module: EpisodicDataModule = parser.instantiate(config).data
     except ValueError as error:
-        raise wrapped_user_error(error) or error from None
+        raise user_error_in(error) or error from None
     return module
-
-
-def wrapped_user_error(error: BaseException | None) -> UserError | None:
-    """The error meant for the user that was raised while a class was made, which jsonargparse wraps in its own."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error

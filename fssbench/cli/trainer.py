@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from importlib import import_module
@@ -24,11 +23,11 @@ from datamodules.episodic import EpisodicDataModule
 from fssbench.checkpoint import checkpoint_mismatch, class_path
 from fssbench.cli.grid import GRID_HELP, config_names
 from fssbench.cli.messages import parse_message, quiet
-from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help, wrapped_user_error
+from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.weights import load_plain
-from fssbench.errors import UserError
+from fssbench.errors import UserError, user_error_in
 from fssbench.method import FewShotMethod
 
 RUN_GROUP = "run"
@@ -129,7 +128,7 @@ class FssbenchCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise wrapped_user_error(error) or error from None
+            raise user_error_in(error) or error from None
 
     def after_instantiate_classes(self) -> None:
         """Give the method its feature cache."""
@@ -199,7 +198,7 @@ class FssbenchCLI(LightningCLI):
         """The whole resolved configuration as plain values, for records and run folders."""
         import yaml
 
-        dumped = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        dumped = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
         content: dict[str, Any] = yaml.safe_load(dumped)
         content = content[self.subcommand] if self.subcommand else content
         return {key: value for key, value in content.items() if key not in ("config", "overwrite")}
@@ -208,9 +207,6 @@ class FssbenchCLI(LightningCLI):
 def run_once(verb: str, arguments: list[str]) -> int:
     """One run in this process."""
     quiet()
-    working_dir = os.getcwd()
-    if working_dir not in sys.path:
-        sys.path.insert(0, working_dir)  # a method in the user's own folder can be named by its class path
     try:
         FssbenchCLI([verb, *arguments])
     except AlreadyDone as done:

@@ -1,0 +1,66 @@
+"""`fssbench segment`: from photographs and a painted example to mask files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fssbench.cli import main
+from tests.cli.run import CHECKPOINT, error_line
+from tests.test_segmenter import picture
+
+Output = pytest.CaptureFixture[str]
+
+
+def photographs(folder: Path) -> list[str]:
+    """Three photographs, one in a subfolder, and a painted example; the arguments that name the example."""
+    for name, box in (("a.jpg", (2, 3, 20, 30)), ("b.png", (5, 5, 15, 20)), ("more/c.jpg", (0, 0, 10, 10))):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(box)[0]).save(folder / "photos" / name)
+    image, mask = picture((2, 3, 20, 30))
+    Image.fromarray(image).save(folder / "one.png")
+    Image.fromarray(mask * 255).save(folder / "one_mask.png")
+    return ["--support", "one.png", "one_mask.png"]
+
+
+def test_a_checkpoint_and_a_folder(fitted: Path, capsys: Output) -> None:
+    support = photographs(fitted)
+    assert main(["segment", "--ckpt_path", CHECKPOINT, *support, "--images", "photos", "--overlays"]) == 0
+    assert "3 mask(s) in masks" in capsys.readouterr().out
+    made = sorted(str(p.relative_to("masks")) for p in Path("masks").rglob("*.*"))
+    assert made == ["a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg", "more/c.png", "more/c_overlay.jpg"]
+    mask = np.asarray(Image.open("masks/a.png"))
+    assert mask.shape == (24, 40)
+    assert set(np.unique(mask)) == {0, 255}
+
+
+def test_a_training_free_method(here: Path, capsys: Output) -> None:
+    support = photographs(here)
+    command = ["segment", "--model", "tests.toy.FreeMethod", "--model.bias", "0.1", *support, "--device", "cpu"]
+    assert main([*command, "--images", "photos/a.jpg", "photos/b.png", "--out", "found"]) == 0
+    assert sorted(p.name for p in Path("found").iterdir()) == ["a.png", "b.png"]
+
+
+def test_mistakes_are_answered_in_one_line(fitted: Path, capsys: Output) -> None:
+    support = photographs(fitted)
+    (fitted / "empty").mkdir()
+    load = ["segment", "--ckpt_path", CHECKPOINT, *support, "--images"]
+    assert "nothing.jpg does not exist" in error_line(capsys, [*load, "nothing.jpg"])
+    assert "empty holds no image" in error_line(capsys, [*load, "empty"])
+    assert "would replace an image" in error_line(capsys, [*load, "photos", "--out", "photos"])
+    assert "leave --config out" in error_line(capsys, [*load, "photos", "--config", "methods/prototype.yaml"])
+    assert "--ckpt_path FILE" in error_line(capsys, ["segment", *support, "--images", "photos"])
+    assert "no trained weights" in error_line(
+        capsys, ["segment", "--model", "tests.toy.ColourMethod", *support, "--images", "photos"]
+    )
+    assert not (fitted / "masks").exists()
+
+
+def test_two_images_of_one_name_are_refused(fitted: Path, capsys: Output) -> None:
+    support = photographs(fitted)
+    Image.open("photos/a.jpg").save("photos/a.png")
+    line = error_line(capsys, ["segment", "--ckpt_path", CHECKPOINT, *support, "--images", "photos"])
+    assert "would both write masks/a.png" in line
