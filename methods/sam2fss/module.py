@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from fssbench.encoders.sam2 import SAM2Size, build_sam2, own_settings
+from fssbench.encoders.sam2 import SAM2Size, build_sam2, checkpoint_name, own_settings
 from fssbench.encoders.vit import ViTEncoder, backbone_facts
-from fssbench.errors import UserError
+from fssbench.errors import UserError, nearest
 from fssbench.losses import squared_dice_loss
 from fssbench.method import Features, FewShotMethod
 from methods.sam2fss.calibration import ScmaKeys, ScmaShotMode, SupportTokens
@@ -119,10 +120,7 @@ class SAM2FSS(FewShotMethod):
         upsample_align_corners: bool = True,
     ) -> None:
         super().__init__()
-        if imr_iterations < 0 or scma_alpha < 0 or train_shot < 1:
-            wrong = {"imr_iterations": imr_iterations, "scma_alpha": scma_alpha, "train_shot": train_shot}
-            name = next(n for n, v in wrong.items() if v < (n == "train_shot"))
-            raise UserError(f"{name} is {wrong[name]}, expected {'1' if name == 'train_shot' else '0'} or more.")
+        _check(self.hparams)
         if sam2_config is not None:  # the record says what was used, not where it lay
             self.hparams["sam2_config"] = sam2_config = own_settings(sam2_config)
         self.image_size, self.dino_image_size = image_size, dino_image_size
@@ -226,28 +224,36 @@ class SAM2FSS(FewShotMethod):
 
     def metadata(self) -> dict[str, Any]:
         """Facts for the record; SAM 2's official weights have seen class-agnostic masks of other images."""
-        sam2 = f"SAM {float(self.hparams['sam2_version']):.1f} Hiera {self.hparams['sam2_size']}"
-        seen = {"stock": ("class-agnostic masks",), "random": ("none",)}.get(self.hparams["sam2_weights"], ("unknown",))
-        data = {"stock": "SA-1B and SA-V masks", "random": "none (random)"}.get(self.hparams["sam2_weights"], "unknown")
-        facts: dict[str, Any] = {"backbone": sam2, "backbone_pretraining": f"{sam2}: {data}", "contamination": seen}
+        size, version = self.hparams["sam2_size"], self.hparams["sam2_version"]
+        sam2 = f"SAM {float(version):.1f} Hiera {size}"
+        own = PurePath(self.hparams["sam2_weights"]).name
+        own = "stock" if own == checkpoint_name(size, version) else own
+        masks = {"stock": "SA-1B and SA-V masks", "random": "none"}.get(own, "unknown")
+        seen = {"stock": ("class-agnostic masks",), "random": ("none",)}.get(own, ("unknown",))
+        parts = [{"backbone": sam2, "backbone_pretraining": f"{sam2}: {masks}", "contamination": seen}]
         if self.encoder is not None:
-            dino = backbone_facts(self.hparams["dino"], self.hparams["backbone_weights"])
-            facts = {
-                "backbone": f"{dino['backbone']} and {sam2}",
-                "backbone_pretraining": f"{dino['backbone_pretraining']}; {facts['backbone_pretraining']}",
-                "contamination": _joined(dino["contamination"], seen),
-            }
+            parts.insert(0, backbone_facts(self.hparams["dino"], self.hparams["backbone_weights"]))
         return {
-            **facts,
+            "backbone": " and ".join(part["backbone"] for part in parts),
+            "backbone_pretraining": "; ".join(part["backbone_pretraining"] for part in parts),
+            "contamination": _joined(*(part["contamination"] for part in parts)),
             "track": "training-free" if self.trainable == "none" else "strict",
-            "supervision": {"stock": "SA-1B and SA-V masks (SAM 2)", "random": "none"}.get(
-                self.hparams["sam2_weights"], "unknown"
-            ),
+            "supervision": masks,
             "base_knowledge_at_test": False,
             "kshot_mode": "joint" if self.train_shot == 1 else "separate-model",
             "hyper_parameters": "one setting for all data sets and shots",
             "uses_text": False,
         }
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a word that is none of its setting's, and for numbers below their least value."""
+    for name, hint in get_type_hints(SAM2FSS.__init__).items():
+        if get_origin(hint) is Literal and settings[name] not in get_args(hint):
+            raise UserError(f"{name} is {settings[name]!r}, which is unknown.{nearest(settings[name], get_args(hint))}")
+    for name, least in (("imr_iterations", 0), ("scma_alpha", 0), ("train_shot", 1)):
+        if settings[name] < least:
+            raise UserError(f"{name} is {settings[name]}, expected {least} or more.")
 
 
 def poly(steps: int) -> Callable[[int], float]:

@@ -155,6 +155,8 @@ def test_the_loss_counts_ignored_pixels_as_the_setting_says(base: SAM2FSS) -> No
         ({"imr_iterations": -1}, "imr_iterations is -1, expected 0"),
         ({"scma_alpha": -1.0}, "scma_alpha"),
         ({"train_shot": 0}, "train_shot is 0, expected 1"),
+        ({"trainable": "afine"}, "trainable is 'afine'.*Did you mean 'affine'"),
+        ({"sam2_size": "base"}, "sam2_size is 'base'"),
         ({"sam2_weights": "absent.pt"}, "absent.pt exist neither"),
         ({"sam2_config": {"no_such_part": 1, "memory_attention": 3}}, "sam2_config"),
         ({"dino_image_size": 81}, "multiple of its patch size"),
@@ -391,7 +393,12 @@ def test_facts_for_the_record() -> None:
     assert facts["supervision"] == "none"
     assert small_method(trainable="none").metadata()["track"] == "training-free"
     assert small_method().metadata()["contamination"] == ("unknown",)
-    assert small_method(pseudo_prompts=False).metadata()["backbone"] == "SAM 2.0 Hiera small"
+    naive = small_method(pseudo_prompts=False)
+    for official in ("stock", "folder/sam2_hiera_small.pt"):
+        naive.hparams["sam2_weights"] = official
+        facts = naive.metadata()
+        assert (facts["backbone"], facts["supervision"]) == ("SAM 2.0 Hiera small", "SA-1B and SA-V masks")
+        assert facts["contamination"] == ("class-agnostic masks",)
 
 
 # -- configs ------------------------------------------------------------------------------------------------------------
