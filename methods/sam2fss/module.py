@@ -230,7 +230,9 @@ class SAM2FSS(FewShotMethod):
         own = "stock" if own == checkpoint_name(size, version) else own
         masks = {"stock": "SA-1B and SA-V masks", "random": "none"}.get(own, "unknown")
         seen = {"stock": ("class-agnostic masks",), "random": ("none",)}.get(own, ("unknown",))
-        parts = [{"backbone": sam2, "backbone_pretraining": f"{sam2}: {masks}", "contamination": seen}]
+        parts: list[dict[str, Any]] = [
+            {"backbone": sam2, "backbone_pretraining": f"{sam2}: {masks}", "contamination": seen}
+        ]
         if self.encoder is not None:
             parts.insert(0, backbone_facts(self.hparams["dino"], self.hparams["backbone_weights"]))
         return {
