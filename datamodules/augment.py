@@ -8,20 +8,27 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from datamodules.crops import CropAugmentation
 from fssbench.episode import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network at import
 
-Augmentation = Literal["none", "flip", "standard"]
+Augmentation = Literal["none", "flip", "standard", "fssam-pascal", "fssam-coco"]
+FSSAM_SCALES = {"fssam-pascal": (0.9, 1.1), "fssam-coco": (0.8, 1.25)}
+"""Range of the random scale (sam2fss.md 3.4)."""
 
 
-def make_augmentation(name: Augmentation) -> Any:
-    """An albumentations pipeline, or None for `none`.
+def make_augmentation(name: Augmentation, side: int) -> Any:
+    """An albumentations pipeline (or one used like it) for images of `side` pixels, or None for `none`.
 
     flip      horizontal flip with probability 0.5
     standard  flip, scale 0.8-1.2 with shift and rotation up to 10 degrees, brightness/contrast/colour jitter, light blur;
               pixels that come from outside the image are black with mask 255 (ignore). The strengths are our choice.
+    fssam-pascal, fssam-coco
+              FSSAM's: crops of the scaled, turned and blurred image at original size (see `CropAugmentation`)
     """
+    if name in FSSAM_SCALES:
+        return CropAugmentation(side, FSSAM_SCALES[name])
     if name == "none":
         return None
     import albumentations as A

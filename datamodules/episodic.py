@@ -49,11 +49,13 @@ class EpisodicDataModule(LightningDataModule, ABC):
         image_size: network input side in pixels; None = what the method asks for.
         seed: seed of the training episodes.
         episodes_per_epoch: training episodes per epoch; None = as many as the fold has base images.
-        augment: training augmentation: none, flip or standard.
+        augment: training augmentation: none, flip, standard, or FSSAM's (fssam-pascal, fssam-coco).
         manifest: test episodes from this file; None = the `clean-v1` episodes of the data set.
         manifest_seed: seed of the `clean-v1` episodes; 0 is the published draw.
         episodes_per_class: test episodes per novel class; None = the data set's own number.
         val_episodes_per_class: validation episodes per *base* class.
+        validation: validate on episodes of `base` classes, or on the very `test` episodes: only to reproduce numbers that
+            were selected on them.
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
@@ -75,6 +77,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: int = 0,
         episodes_per_class: int | None = None,
         val_episodes_per_class: int = 2,
+        validation: Literal["base", "test"] = "base",
         small_classes: SmallClasses = "error",
         image_memory: float = 512,
     ) -> None:
@@ -92,6 +95,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.augment = augment
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
+        self.validation = validation
         self.small_classes: SmallClasses = small_classes
         self.image_memory = image_memory
 
@@ -130,7 +134,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
 
     @cached_property
     def val_manifest(self) -> Manifest:
-        """Validation episodes of base classes: the novel classes are never looked at during training."""
+        """Validation episodes of base classes: the novel classes are never looked at during training, unless asked for."""
+        if self.validation == "test":
+            return self.test_manifest
         return self._build("base", self.val_episodes_per_class)
 
     def _build(self, classes: Literal["novel", "base"], per_class: int | None) -> Manifest:
@@ -160,7 +166,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             "augment": self.augment,
             "data_seed": self.seed,
             "training_policy": "keep-as-background",
-            "validation": "base classes",
+            "validation": {"base": "base classes", "test": "test episodes (legacy)"}[self.validation],
         }
 
     def setup(self, stage: str) -> None:
@@ -190,9 +196,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         """Batches of training episodes, padded to the same number on every process."""
         images = {key for keys in self.training_classes.values() for key in keys}
         count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
-        source = TrainingEpisodes(
-            self._squares(), self.training_classes, self.shot, self.seed, make_augmentation(self.augment)
-        )
+        squares = self._squares()
+        pipeline = make_augmentation(self.augment, squares.side)
+        source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline)
         return self._loader(source, count, self.batch_size, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
@@ -257,7 +263,10 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
         seeds = generator.integers(2**31, size=self.shot + 1)
         pairs = []
         for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
-            image, mask, _ = self.squares.read(key, episode.class_id)
+            if getattr(self.pipeline, "original_size", False):
+                image, mask = self.squares.original(key, episode.class_id)
+            else:
+                image, mask, _ = self.squares.read(key, episode.class_id)
             pairs.append(augment(self.pipeline, image, mask, int(seed)))
         batch = _batch_of_one(episode, index, pairs, None)
         if self.pipeline is None:

@@ -36,14 +36,24 @@ class Squares:
         The image is shared with later calls: copy it before changing it. Raises `UserError` where image and mask differ
         in size, or as the data set does.
         """
-        image, (height, width) = self._image(key)
+        image, size = self._image(key)
+        mask = self._mask(key, class_id, size)
+        return image, resize_mask(mask, self.side), mask
+
+    def original(self, key: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H0, W0, 3) uint8 and mask (H0, W0) uint8 {0, 1, 255} at original size, decoded anew each time."""
+        image = self.dataset.read_image(key)
+        self.decoded += 1
+        return image, self._mask(key, class_id, (image.shape[0], image.shape[1]))
+
+    def _mask(self, key: str, class_id: int, size: tuple[int, int]) -> np.ndarray:
         mask = self.dataset.read_mask(key, class_id)
-        if mask.shape != (height, width):
+        if mask.shape != size:
             raise UserError(
-                f"{self.dataset.name}: image {key} is {width}x{height} pixels, its mask is "
+                f"{self.dataset.name}: image {key} is {size[1]}x{size[0]} pixels, its mask is "
                 f"{mask.shape[1]}x{mask.shape[0]}. Make both the same size or remove the image."
             )
-        return image, resize_mask(mask, self.side), mask
+        return mask
 
     def _image(self, key: str) -> tuple[np.ndarray, tuple[int, int]]:
         if key in self._kept:

@@ -31,6 +31,21 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
     return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
 
 
+def squared_dice_loss(logits: Tensor, mask: Tensor, ignore: bool = True) -> Tensor:
+    """Dice loss `1 - 2 sum(p t) / max(sum(p^2) + sum(t^2), 1e-8)` per image, mean over the batch (sam2fss.md 3.4).
+
+    logits (B, H, W), mask (B, H, W) uint8 {0, 1, 255}; pixels with 255 take no part, or with `ignore` false count as
+    background.
+    """
+    probability = logits.float().sigmoid()
+    if ignore:
+        probability = probability * (mask != IGNORE)
+    target = (mask == 1).float()
+    overlap = (probability * target).sum((-2, -1))
+    total = probability.square().sum((-2, -1)) + target.sum((-2, -1))
+    return (1 - 2 * overlap / total.clamp(min=1e-8)).mean()
+
+
 def bce_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """BCE + Dice, 1:1, the default loss of every trained method (fsdino.md 3.2)."""
     return bce_loss(logits, mask) + dice_loss(logits, mask)

@@ -38,6 +38,8 @@ class FewShotMethod(Trainable):
     Subclasses set `image_size`, write `encode` and `segment`, and, if they are trained, `configure_optimizers`.
     """
 
+    upsampling: str = "torch-bilinear-align_corners_false"
+    """What `upsample` does, as the record names it; a method that overrides it says so here."""
     image_size: int
     """Side in pixels of the square the images are resized to; a data module asks for it."""
 
@@ -86,7 +88,7 @@ class FewShotMethod(Trainable):
         By default all of them together depend on everything: class, settings and frozen weights. A method that names
         the encoder's own kinds (`ViTEncoder.kind`) shares its stored features with others.
         """
-        frozen = self.weights_sha256(tuple(self._frozen_modules()))
+        frozen = self.frozen_sha256()
         return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}
 
     def forward(self, batch: EpisodeBatch) -> Tensor:

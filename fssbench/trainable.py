@@ -23,7 +23,8 @@ class Trainable(LightningModule, ABC):
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("encoder",)
-    """Attributes whose modules are never trained: always in eval mode, kept out of checkpoints, checked by hash."""
+    """Attributes whose modules are never trained: always in eval mode, kept out of checkpoints, checked by hash. One
+    that freezes a part of a module overrides `frozen_names` too."""
     free_settings: ClassVar[tuple[str, ...]] = ("backbone_weights",)
     """Init arguments in which a run may differ from the checkpoint (weights are checked by content instead)."""
     needs_checkpoint: ClassVar[bool] = True
@@ -61,6 +62,11 @@ class Trainable(LightningModule, ABC):
         found = {name: self.get_submodule(name) for name in self.frozen if _has_submodule(self, name)}
         return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
+    def frozen_names(self) -> set[str]:
+        """Names in the state dict that are never trained: all below the modules in `frozen`."""
+        below = tuple(f"{name}." for name in self._frozen_modules())
+        return {name for name in self.state_dict() if below and name.startswith(below)}
+
     def setup(self, stage: str) -> None:
         """Put the frozen parts in eval mode, since Lightning does not call `train()` when a fit starts."""
         self.train(self.training)
@@ -81,6 +87,11 @@ class Trainable(LightningModule, ABC):
             return not name.startswith("metric.") and (only is None or name.startswith(tuple(f"{p}." for p in only)))
 
         return tensors_sha256({name: value for name, value in self.state_dict().items() if counts(name)})
+
+    def frozen_sha256(self) -> str:
+        """SHA-256 of the weights that are never trained."""
+        frozen = self.frozen_names()
+        return tensors_sha256({name: value for name, value in self.state_dict().items() if name in frozen})
 
     def on_fit_start(self) -> None:
         """Remember how the weights are made, for the checkpoint and the record."""
@@ -104,12 +115,9 @@ class Trainable(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, plus the hash of the frozen weights it belongs to."""
-        state = checkpoint["state_dict"]
-        frozen = tuple(f"{name}." for name in self._frozen_modules())
+        state, frozen = checkpoint["state_dict"], self.frozen_names()
         checkpoint["state_dict"] = {
-            name: value
-            for name, value in state.items()
-            if not (frozen and name.startswith(frozen)) and not name.startswith("metric.")
+            name: value for name, value in state.items() if name not in frozen and not name.startswith("metric.")
         }
         # our own entry instead of Lightning's `hyper_parameters`, which its command line would merge over the config
         for key in ("hyper_parameters", "hparams_name", "hparams_type"):
@@ -117,7 +125,7 @@ class Trainable(LightningModule, ABC):
         checkpoint["fssbench"] = {
             "method_class": class_path(type(self)),
             "settings": self.settings(),
-            "frozen_sha256": self.weights_sha256(tuple(self._frozen_modules())),
+            "frozen_sha256": self.frozen_sha256(),
             "training": self.training_facts,
         }
 
@@ -128,14 +136,14 @@ class Trainable(LightningModule, ABC):
         if problem:
             raise UserError(problem)
         assert facts is not None
-        if facts["frozen_sha256"] != self.weights_sha256(tuple(self._frozen_modules())):
+        if facts["frozen_sha256"] != self.frozen_sha256():
+            theirs = {n: v for n, v in facts["settings"].items() if n.endswith("weights") and v is not None}
             raise UserError(
                 "The checkpoint was trained on other frozen encoder weights than those configured. Give the same "
-                f"weights ({facts['settings'].get('backbone_weights')}) or train again."
+                f"weights ({', '.join(f'{name} {value}' for name, value in theirs.items())}) or train again."
             )
-        own = self.state_dict()
-        frozen = tuple(f"{name}." for name in self._frozen_modules())
-        checkpoint["state_dict"].update({n: v for n, v in own.items() if frozen and n.startswith(frozen)})
+        frozen = self.frozen_names()
+        checkpoint["state_dict"].update({n: v for n, v in self.state_dict().items() if n in frozen})
         self.training_facts = facts["training"]
         self.trained = True
 

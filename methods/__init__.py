@@ -3,7 +3,12 @@
 from importlib import import_module
 from typing import Any
 
-_WHERE = {"Distillation": "methods.fsdino", "FSDINO": "methods.fsdino", "Prototype": "methods.prototype"}
+_WHERE = {
+    "Distillation": "methods.fsdino",
+    "FSDINO": "methods.fsdino",
+    "Prototype": "methods.prototype",
+    "SAM2FSS": "methods.sam2fss",
+}
 __all__ = sorted(_WHERE)
 
 

@@ -125,7 +125,7 @@ def test_ci_finds_the_two_commands_of_the_readme() -> None:
             ["bash", "-c", f"{function}\nblock {mark}"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert done.stdout.startswith(beginning)
-        assert done.stdout.count("\n") == 1
+        assert all(line.endswith("&&") for line in done.stdout.splitlines()[:-1]), "one command"
 
 
 # -- pages and configs ------------------------------------------------------------------------------------------------

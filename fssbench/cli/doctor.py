@@ -19,6 +19,9 @@ from fssbench.results.store import ResultStore
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/"
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+SAM2_URL = "https://dl.fbaipublicfiles.com/segment_anything_2/"
+SAM2_PACKAGE = "sam2==1.1.0"
+INSTALL_SAM2 = f"pip install 'setuptools>=70.1' && SAM2_BUILD_CUDA=0 pip install --no-build-isolation {SAM2_PACKAGE}"
 HUB_MODELS = tuple(f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large"))
 SAM_FACTS = {
     "sam_vit_h_4b8939.pth": (2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
@@ -33,6 +36,11 @@ WEIGHT_FILES = {
         for s in ("s", "b", "l")
     },
     **{name: f"{SAM_URL}{name}" for name in SAM_FACTS},
+    **{
+        f"{release}_hiera_{size}.pt": f"{SAM2_URL}{day}/{release}_hiera_{size}.pt"
+        for release, day in (("sam2", "072824"), ("sam2.1", "092824"))
+        for size in ("tiny", "small", "base_plus", "large")
+    },
 }  # fmt: skip
 """Weight files that the shipped configs may name -> where they are published."""
 COCO_ZIPS = "http://images.cocodataset.org/zips/"
@@ -77,15 +85,16 @@ def versions() -> list[Finding]:
         wanted = requires("fssbench") or []
     except PackageNotFoundError:
         return [*found, Finding("missing", "fssbench is not installed", "pip install -e . in its source folder")]
-    return [*found, *(installed(text) for text in wanted if "extra ==" not in text), torch_pair()]
+    found += [installed(text) for text in wanted if "extra ==" not in text]
+    return [*found, installed(SAM2_PACKAGE, INSTALL_SAM2), torch_pair()]
 
 
-def installed(requirement: str) -> Finding:
-    """Whether one requirement such as `timm>=1.0.12` is met."""
+def installed(requirement: str, how: str = "") -> Finding:
+    """Whether one requirement such as `timm>=1.0.12` is met; `how` to install it, where that takes more than pip."""
     from packaging.requirements import Requirement
 
     wanted = Requirement(requirement)
-    install = f"pip install '{wanted.name}{wanted.specifier}'"
+    install = how or f"pip install '{wanted.name}{wanted.specifier}'"
     try:
         found = version(wanted.name)
     except PackageNotFoundError:

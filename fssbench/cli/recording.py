@@ -40,7 +40,7 @@ from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow, scores_from
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
-LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "numpy", "pillow",
+LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "sam2", "numpy", "pillow",
              "albumentations", "opencv-python-headless", "pycocotools")  # fmt: skip
 RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only")
 """Config keys that say where things lie, not what is computed."""
@@ -217,7 +217,7 @@ class RunRecorder(SaveConfigCallback):
                 interpolation={
                     "image": IMAGE_INTERPOLATION,
                     "mask": MASK_INTERPOLATION,
-                    "logits": "torch-bilinear-align_corners_false",
+                    "logits": method.upsampling,
                 },
                 skipped=(*left_out, *data.dataset.skipped),
             ),

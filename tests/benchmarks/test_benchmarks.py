@@ -49,6 +49,25 @@ def test_whole_run(tmp_path: Path) -> None:
     assert 0 < seconds["test run, loop"] <= seconds["test run, whole"]  # the loop is a part of the same run
 
 
+def test_memory_attention(tmp_path: Path) -> None:
+    pytest.importorskip("sam2")
+    rows = run("memory_attention.py", tmp_path, "--rounds", "1", "--image-size", "64", "--shots", "1", "2")
+    assert [row[:2] for row in rows] == [[shot, what] for shot in "12" for what in ("forward", "forward and backward")]
+    assert all(float(cell) > 0 for row in rows for cell in row[2:5])
+
+
+def test_training_a_small_sam2(tmp_path: Path) -> None:
+    pytest.importorskip("sam2")
+    sizes = ["--steps", "2", "--pairs", "8", "--batch_size", "2", "--shapes", "4", "--textures", "4", "--report", "1"]
+    run("encoders/train_shapes_sam2.py", tmp_path, *sizes)
+    log = (tmp_path / "shapes_sam2.log").read_text()
+    assert "2 steps; IoU on pairs of kinds never seen: " in log
+    from fssbench.encoders.sam2 import build_sam2
+
+    config = str(BENCHMARKS / "encoders" / "shapes_sam2.yaml")
+    build_sam2(weights=str(tmp_path / "shapes_sam2.pt"), image_size=128, config=config)
+
+
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
 def test_each_script_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()

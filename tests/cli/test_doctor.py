@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from fssbench.cli import doctor, main
 from fssbench.encoders.sam import SAM_FILES as ENCODER_FILES
+from fssbench.encoders.sam2 import INSTALL_SAM2, SAM2_SIZES, SAM2_VERSIONS, checkpoint_name, checkpoint_url
 from fssbench.files import sha256_file
 from methods.fsdino.decoder import SAM_FILES, SAM_URL
 from tests.data.fss1000 import make_fss1000
@@ -25,7 +27,7 @@ def test_everything_that_is_missing_says_what_to_do_next(empty: Path, capsys: py
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     missing = [number for number, line in enumerate(lines) if line.startswith(("  missing", "  wrong"))]
-    assert len(missing) >= 12, "6 weight files, 4 pieces of COCO, FSS-1000, results"
+    assert len(missing) >= 20, "14 weight files, 4 pieces of COCO, FSS-1000, results"
     assert all(lines[number + 1].strip().startswith("next: ") for number in missing)
     assert not any(line.startswith("  wrong") for line in lines)
     assert any("torch" in line and "belong together" in line for line in lines)
@@ -50,8 +52,24 @@ def test_sams_files_must_be_the_published_ones(empty: Path, monkeypatch: pytest.
 
 
 def test_the_urls_are_those_the_method_gives() -> None:
-    assert {name: SAM_URL + name for name in SAM_FILES}.items() <= doctor.WEIGHT_FILES.items()
     assert set(SAM_FILES) == set(ENCODER_FILES.values()) == set(doctor.SAM_FACTS)
+    sam2 = {
+        checkpoint_name(size, version): checkpoint_url(size, version)
+        for size in SAM2_SIZES
+        for version in SAM2_VERSIONS
+    }
+    assert ({name: SAM_URL + name for name in SAM_FILES} | sam2).items() <= doctor.WEIGHT_FILES.items()
+    assert doctor.INSTALL_SAM2 == INSTALL_SAM2
+
+
+def test_sam2_is_reported_with_the_way_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", absent)
+    found = doctor.installed(doctor.SAM2_PACKAGE, doctor.INSTALL_SAM2)
+    assert found.state == "missing"
+    assert "--no-build-isolation" in found.then
 
 
 def test_coco_counts_its_images(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

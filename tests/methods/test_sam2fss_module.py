@@ -1,0 +1,438 @@
+"""SAM2FSS as a method: every setting, K supports, both ways of training, checkpoints, a real short run."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+pytest.importorskip("sam2")
+
+from fssbench.encoders.sam2 import build_sam2
+from fssbench.errors import UserError
+from fssbench.losses import squared_dice_loss
+from fssbench.method import FewShotMethod
+from methods.sam2fss import SAM2FSS
+from methods.sam2fss.module import poly
+from methods.sam2fss.trainable import trainable_names
+from tests.methods.sam2 import SIDE, SMALL, TINY_SAM2, encoded, episode, small_method
+from tests.toy import Toy
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
+PREFIX = "net.sam2.model."
+
+
+def logits(method: SAM2FSS, *parts: Any) -> Tensor:
+    with torch.no_grad():
+        return method.segment(*encoded(method, *parts))
+
+
+def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=str(folder),
+        **{"enable_checkpointing": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, **kwargs},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base() -> SAM2FSS:
+    return small_method()
+
+
+# -- settings -----------------------------------------------------------------------------------------------------------
+
+TABLE = {
+    "sam2_size": "small", "sam2_version": 2.0, "image_size": 512, "dino_image_size": 560,
+    "dino": "vit_base_patch14_dinov2.lvd142m", "pos_embed_resize": "original", "prior_precision": "fp32",
+    "prior_renormalise": False, "pseudo_prompts": True, "imr_iterations": 3, "imr_normalise_weight": False,
+    "imr_prior_minmax": True, "scma_alpha": 10, "scma_detach": True, "scma_keys": "rotated", "scma_shot_mode": "paper",
+    "support_tokens": "keep", "drop_pointers": True, "object_score_gating": False, "empty_mask_fallback": "area",
+    "trainable": "affine", "loss_ignore_255": False, "train_shot": 1, "precision": "bf16", "selection": "last",
+    "upsample_align_corners": True,
+}  # fmt: skip
+"""Table 6.1 of the specification; `lr` follows `trainable`, and the order of episodes is the manifest's."""
+
+
+def test_every_row_of_the_specifications_table_is_a_setting_with_its_default() -> None:
+    parameters = inspect.signature(SAM2FSS).parameters
+    assert {name: parameters[name].default for name in TABLE} == TABLE
+    own = {"sam2_weights", "sam2_config", "backbone_weights", "lr"}
+    assert set(parameters) == set(TABLE) | own
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pseudo_prompts": False},
+        {"prior_precision": "bf16"},
+        {"prior_renormalise": True},
+        {"imr_iterations": 0},
+        {"imr_iterations": 2},
+        {"imr_normalise_weight": True},
+        {"imr_prior_minmax": False},
+        {"scma_alpha": 0.0},
+        {"scma_alpha": 30.0},
+        {"scma_keys": "projected"},
+        {"scma_shot_mode": "off"},
+        {"scma_shot_mode": "released_5shot"},
+        {"support_tokens": "drop"},
+        {"precision": "bf16"},
+        {"dino_image_size": 96},
+        {"sam2_version": 2.1},
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_result(base: SAM2FSS, change: dict[str, Any]) -> None:
+    parts = episode(shot=3)
+    assert (logits(base, *parts) - logits(small_method(**change), *parts)).abs().max() > 1e-5
+
+
+def test_dropping_the_pointers_is_a_choice_of_its_own() -> None:
+    keep, drop = (small_method(support_tokens="drop", drop_pointers=value) for value in (False, True))
+    assert (logits(keep) - logits(drop)).abs().max() > 1e-5
+
+
+def test_positions_of_the_patches_are_resized_as_asked() -> None:
+    original, timm = (small_method(pos_embed_resize=mode) for mode in ("original", "timm"))
+    images = episode()[0]
+    assert not torch.allclose(original.encode(images)["dino"], timm.encode(images)["dino"], atol=1e-4)
+
+
+def test_a_lost_mask_is_saved_by_the_fallback() -> None:
+    query, support, masks = episode(size=1)
+    masks.zero_()
+    masks[0, 0, 8:13, 22:27] = 1  # between the points of every sampling
+    found = {
+        name: logits(small_method(empty_mask_fallback=name), query, support, masks) for name in ("none", "area", "max")
+    }
+    assert all(torch.isfinite(value).all() for value in found.values())
+    assert not torch.allclose(found["none"], found["area"], atol=1e-5)
+    assert not torch.allclose(found["max"], found["area"], atol=1e-5)
+
+
+def test_gating_empties_the_mask_of_an_absent_object() -> None:
+    free, gated = small_method(), small_method(object_score_gating=True)
+    with torch.no_grad():
+        for method in (free, gated):
+            method.net.sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-1e4)
+    assert logits(gated).max() < -1000
+    assert logits(free).min() > -1000
+
+
+def test_scaling_to_the_original_size(base: SAM2FSS) -> None:
+    small = torch.randn(8, 8)
+    up = base.upsample(small, (15, 15))
+    assert torch.allclose(up[::2, ::2], small, atol=1e-5), "corners and every second pixel are kept"
+    other = small_method(upsample_align_corners=False)
+    assert not torch.allclose(up, other.upsample(small, (15, 15)), atol=1e-2)
+    assert (base.upsampling[-4:], other.upsampling) == ("true", FewShotMethod.upsampling)
+
+
+def test_the_loss_counts_ignored_pixels_as_the_setting_says(base: SAM2FSS) -> None:
+    mask = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+    mask[:, :20], mask[:, 40:] = 1, 255
+    x = torch.randn(1, SIDE, SIDE)
+    p, t = x.sigmoid(), (mask == 1).float()
+    expected = 1 - 2 * (p * t).sum() / ((p**2).sum() + (t**2).sum())
+    assert torch.allclose(base.loss(x, mask), expected)
+    without = small_method(loss_ignore_255=True).loss(x, mask)
+    assert torch.allclose(without, base.loss(x[:, :40], mask[:, :40]))
+    assert squared_dice_loss(torch.full((1, 4, 4), -200.0), torch.zeros(1, 4, 4, dtype=torch.uint8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"imr_iterations": -1}, "imr_iterations is -1, expected 0"),
+        ({"scma_alpha": -1.0}, "scma_alpha"),
+        ({"train_shot": 0}, "train_shot is 0, expected 1"),
+        ({"trainable": "afine"}, "trainable is 'afine'.*Did you mean 'affine'"),
+        ({"sam2_size": "base"}, "sam2_size is 'base'"),
+        ({"sam2_weights": "absent.pt"}, "absent.pt exist neither"),
+        ({"sam2_config": {"no_such_part": 1, "memory_attention": 3}}, "sam2_config"),
+        ({"dino_image_size": 81}, "multiple of its patch size"),
+    ],
+)
+def test_user_mistakes_are_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SAM2FSS(**{**SMALL, **kwargs})
+
+
+# -- an episode ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_can_be_cached(base: SAM2FSS) -> None:
+    features = base.encode(episode(size=3)[0])
+    assert {name: tuple(value.shape) for name, value in features.items()} == {
+        "dino": (3, 96, 10, 10), "level0": (3, 4, 16, 16), "level1": (3, 8, 8, 8), "level2": (3, 32, 4, 4),
+    }  # fmt: skip
+    assert not any(value.requires_grad for value in features.values())
+    assert set(small_method(pseudo_prompts=False).encode(episode()[0])) == {"level0", "level1", "level2"}
+
+
+@pytest.mark.parametrize("shot", [1, 3])
+def test_a_batch_equals_single_episodes_and_is_deterministic(base: SAM2FSS, shot: int) -> None:
+    query, support, masks = episode(size=3, shot=shot)
+    batch = logits(base, query, support, masks)
+    assert batch.shape == (3, SIDE, SIDE)
+    assert batch.dtype == torch.float32
+    assert torch.isfinite(batch).all()
+    single = [logits(base, query[[b]], support[[b]], masks[[b]]) for b in range(3)]
+    assert torch.allclose(batch, torch.cat(single), atol=1e-4)
+    assert torch.equal(batch, logits(base, query, support, masks))
+
+
+def test_supports_in_any_order_give_the_same_mask(base: SAM2FSS) -> None:
+    query, support, masks = episode(shot=5)
+    order = [3, 0, 4, 2, 1]
+    expected = logits(base, query, support, masks)
+    assert torch.allclose(logits(base, query, support[:, order], masks[:, order]), expected, atol=1e-4)
+
+
+def test_ignored_pixels_of_a_support_are_background(base: SAM2FSS) -> None:
+    query, support, masks = episode()
+    ignored = masks.clone()
+    ignored[masks == 0] = 255
+    assert torch.equal(logits(base, query, support, ignored), logits(base, query, support, masks))
+
+
+def test_naive_sam2_has_no_dinov2_and_none_of_its_parts() -> None:
+    method = small_method(pseudo_prompts=False)
+    assert method.encoder is None
+    other = small_method(pseudo_prompts=False, imr_iterations=1, scma_alpha=3.0)
+    assert torch.equal(logits(method), logits(other))
+
+
+# -- what is trained ----------------------------------------------------------------------------------------------------
+
+
+def test_the_trained_parameters_are_those_of_the_specification() -> None:
+    model = build_sam2(weights="random")
+    size = {name: p.numel() for name, p in model.named_parameters()}
+    affine, paper = trainable_names(model, "affine"), trainable_names(model, "paper")
+    assert len(affine) == 63
+    assert sum(size[name] for name in affine) == 15_144
+    assert sum(size[name] for name in paper) == 11_232_896
+    assert affine < paper
+    parts = {"memory_attention": 6_656, "memory_encoder": 2_216, "sam_mask_decoder": 6_272}
+    assert {part: sum(size[n] for n in affine if n.startswith(part)) for part in parts} == parts
+    assert trainable_names(model, "none") == set()
+
+
+def after_a_step(trainable: Any, precision: str = "fp32") -> tuple[SAM2FSS, set[str], float]:
+    """A method after one step, the names that changed, and how far a second forward pass moved."""
+    method = small_method(trainable=trainable, precision=precision)
+    parts = encoded(method)
+    target = (torch.arange(SIDE) < 20).to(torch.uint8).expand(2, SIDE, SIDE)
+    method.train()
+    torch.manual_seed(0)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    optimizer = torch.optim.AdamW(method.trained_parameters, lr=1e-2, weight_decay=0.0)
+    first = method.segment(*parts)
+    method.loss(first, target).backward()
+    optimizer.step()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        moved = float((method.segment(*parts) - first).abs().max())
+    changed = {n for n, value in method.state_dict().items() if not torch.equal(value, before[n])}
+    return method, changed, moved
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("trainable", ["affine", "paper"])
+def test_one_step_changes_exactly_what_is_trained_and_the_next_pass_uses_it(trainable: str, precision: str) -> None:
+    method, changed, moved = after_a_step(trainable, precision)
+    expected = {PREFIX + name for name in trainable_names(method.net.sam2.model, trainable)}
+    unchosen = {n for n in expected - changed if ".output_hypernetworks_mlps." in n}  # of masks that were not chosen
+    assert changed == expected - unchosen
+    assert trainable == "paper" or not unchosen
+    assert moved > 1e-3
+
+
+def test_an_autocast_that_somebody_left_open_does_no_harm() -> None:
+    """The release's fault: a warm-up without gradients inside an autocast that stays open freezes most weights."""
+    method = small_method(trainable="paper", precision="bf16")
+    parts = encoded(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            method.segment(*parts)
+        first = method.segment(*parts)
+        first.square().mean().backward()
+        without = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+        assert all(".output_hypernetworks_mlps." in name for name in without)
+        with torch.no_grad():
+            for parameter in method.trained_parameters:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            moved = method.segment(*parts)
+    assert not torch.allclose(moved, first, atol=1e-2)
+    with torch.no_grad():
+        assert torch.equal(method.segment(*parts), moved), "no stale copy was used"
+
+
+def test_float32_means_float32_even_inside_an_autocast() -> None:
+    method = small_method()
+    parts = encoded(method)
+    with torch.no_grad():
+        expected = method.segment(*parts)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(method.segment(*parts), expected)
+
+
+def test_polynomial_schedule() -> None:
+    factor = poly(100)
+    assert factor(0) == 1
+    assert factor(50) == pytest.approx(0.5**0.9)
+    assert factor(100) == factor(101) == 0
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------------
+
+
+def data_of(method: SAM2FSS) -> Toy:
+    return method.trainer.datamodule
+
+
+def fitted(
+    folder: Path, data: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **kw: Any
+) -> SAM2FSS:
+    method = small_method(**kw).train()
+    saver = ModelCheckpoint(dirpath=folder, filename="last")
+    made = make_trainer(
+        folder, **{"max_epochs": 2, "enable_checkpointing": True, "callbacks": [saver], **(trainer or {})}
+    )
+    made.fit(method, datamodule=Toy(**{"batch_size": 2, "episodes_per_epoch": 4, **(data or {})}))
+    return method
+
+
+def test_a_run_keeps_what_it_trained_and_can_be_tested(tmp_path: Path) -> None:
+    method = fitted(tmp_path)
+    assert method.optimizers().param_groups[0]["initial_lr"] == 1e-3
+    assert method.optimizers().param_groups[0]["lr"] == 0, "the schedule ends at zero"
+    training = {name for name, module in method.named_modules() if module.training}
+    assert f"{PREFIX}memory_attention.layers.0.dropout1" in training
+    assert not any(name.startswith(("encoder", f"{PREFIX}image_encoder")) for name in training)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    names = {PREFIX + name for name in trainable_names(method.net.sam2.model, "affine")}
+    assert set(checkpoint["state_dict"]) == names
+    assert checkpoint["fssbench"]["settings"]["sam2_config"] == TINY_SAM2
+    tested = small_method(scma_shot_mode="off")  # a choice at test time
+    make_trainer(tmp_path).test(
+        tested, datamodule=Toy(shot=2, episodes_per_class=1), ckpt_path=tmp_path / "last.ckpt", verbose=False
+    )
+    assert tested.complete
+    state = method.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in tested.state_dict().items() if name in state)
+    with torch.no_grad():
+        tested.net.sam2.model.no_mem_embed.add_(1)  # a frozen part of a module that is trained
+    with pytest.raises(UserError, match=r"frozen encoder weights.*sam2_weights random"):
+        make_trainer(tmp_path).test(tested, datamodule=Toy(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_learning_rates_follow_the_mode(tmp_path: Path) -> None:
+    one_step = {"max_epochs": 1, "max_steps": 1, "enable_checkpointing": False, "callbacks": []}
+    for kwargs, rate in (({"trainable": "paper"}, 1e-4), ({"trainable": "paper", "lr": 1e-3}, 1e-3)):
+        group = fitted(tmp_path, trainer=one_step, **kwargs).optimizers().param_groups[0]
+        assert (group["initial_lr"], group["weight_decay"]) == (rate, 0)
+    with pytest.raises(UserError, match="nothing to fit"):
+        fitted(tmp_path, trainer=one_step, trainable="none")
+    with pytest.raises(UserError, match="needs an end"):
+        fitted(tmp_path, trainer={**one_step, "max_steps": -1, "max_epochs": -1})
+
+
+def test_untrained_weights_are_tested_as_they_are_only_when_asked_for(tmp_path: Path) -> None:
+    data = {"episodes_per_class": 1}
+    make_trainer(tmp_path).test(small_method(trainable="none"), datamodule=Toy(**data), verbose=False)
+    with pytest.raises(UserError, match="--ckpt_path"):
+        make_trainer(tmp_path).test(small_method(), datamodule=Toy(**data), verbose=False)
+
+
+def test_each_number_of_supports_is_trained_for_itself(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.shot is 2, model\.train_shot is 1"):
+        fitted(tmp_path, data={"shot": 2})
+    one_step = {"max_epochs": 1, "max_steps": 1, "enable_checkpointing": False, "callbacks": []}
+    method = fitted(tmp_path, data={"shot": 2}, trainer=one_step, train_shot=2)
+    assert method.metadata()["kshot_mode"] == "separate-model"
+    assert small_method().metadata()["kshot_mode"] == "joint"
+
+
+@pytest.mark.parametrize(
+    ("selection", "validation", "label"),
+    [("base", "base", "base-selected"), ("best_on_test", "test", "best-on-test (legacy)")],
+)
+def test_a_selected_checkpoint_says_on_what(selection: str, validation: str, label: str, tmp_path: Path) -> None:
+    data = {"validation": validation, "episodes_per_class": 1, "val_episodes_per_class": 1}
+    method = fitted(tmp_path, data, {"limit_val_batches": 2, "num_sanity_val_steps": 1}, selection=selection)
+    facts = {
+        name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["fssbench"]["training"]
+        for name in ("best", "last")
+    }
+    assert facts["best"]["selection"] == label
+    assert facts["last"]["selection"] == "last"
+    assert method.training_facts["selection"] == "last"
+    data_module = data_of(method)
+    assert (data_module.val_manifest is data_module.test_manifest) == (validation == "test")
+    other = "test" if validation == "base" else "base"
+    with pytest.raises(UserError, match=r"data\.validation"):
+        fitted(tmp_path / "wrong", {"validation": other}, selection=selection)
+
+
+def test_facts_for_the_record() -> None:
+    random = {"dino": "vit_tiny_patch16_224", "backbone_weights": "random"}
+    facts = small_method(**random).metadata()
+    assert facts["backbone"] == "vit_tiny_patch16_224 and SAM 2.0 Hiera small"
+    assert facts["contamination"] == ("none",)
+    assert facts["supervision"] == "none"
+    assert small_method(trainable="none").metadata()["track"] == "training-free"
+    assert small_method().metadata()["contamination"] == ("unknown",)
+    naive = small_method(pseudo_prompts=False)
+    for official in ("stock", "folder/sam2_hiera_small.pt"):
+        naive.hparams["sam2_weights"] = official
+        facts = naive.metadata()
+        assert (facts["backbone"], facts["supervision"]) == ("SAM 2.0 Hiera small", "SA-1B and SA-V masks")
+        assert facts["contamination"] == ("class-agnostic masks",)
+
+
+# -- configs ------------------------------------------------------------------------------------------------------------
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sam2_naive": {"pseudo_prompts": False},
+    "sam2_ppg": {"imr_iterations": 0, "scma_alpha": 0.0},
+    "sam2_ppg_imr": {"scma_alpha": 0.0},
+    "sam2_ppg_scma": {"imr_iterations": 0},
+    "sam2fss": {},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shipped_configs_are_the_rows_of_the_ablation(name: str) -> None:
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FewShotMethod, "model")
+    parsed = parser.parse_object({"model": config["model"]})
+    assert parsed.model.class_path == "methods.sam2fss.SAM2FSS"
+    defaults = {n: p.default for n, p in inspect.signature(SAM2FSS).parameters.items()}
+    assert {n: v for n, v in parsed.model.init_args.as_dict().items() if v != defaults[n]} == PRESETS[name]
+
+
+def test_the_rows_of_the_ablation_differ() -> None:
+    found = [logits(small_method(**kwargs)) for kwargs in PRESETS.values()]
+    for i, one in enumerate(found):
+        assert all((one - other).abs().max() > 1e-5 for other in found[:i])
+
+
+def test_versions_in_yaml_and_on_the_command_line() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FewShotMethod, "model")
+    chosen = ["--model=methods.sam2fss.SAM2FSS", "--model.sam2_version=2.1", "--model.sam2_config={num_maskmem: 7}"]
+    parsed = parser.parse_args(chosen).model.init_args
+    assert parsed.sam2_version == 2.1
+    assert parsed.sam2_config == {"num_maskmem": 7}
