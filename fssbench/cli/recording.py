@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +20,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.episodic import EpisodicDataModule
@@ -28,8 +31,10 @@ from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
+from fssbench.results.fields import to_json
 from fssbench.results.record import (
     UNKNOWN,
+    Cost,
     Key,
     Metadata,
     Provenance,
@@ -37,7 +42,7 @@ from fssbench.results.record import (
     config_hash,
 )
 from fssbench.results.store import ResultStore
-from fssbench.results.table import EpisodeRow, scores_from
+from fssbench.results.table import EpisodeRow, scores_from, seconds_per_episode
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "numpy", "pillow",
@@ -94,6 +99,8 @@ class RunRecorder(SaveConfigCallback):
         """Keep a result that exists: the run ends here if the very same one is in the store."""
         trainer.test_loop.verbose = False
         self.began = time.time()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self.key = self.make_key(trainer, pl_module)
         path = ResultStore(self.results).path(self.key)
         overwrite = self.cli_option("overwrite")
@@ -121,6 +128,7 @@ class RunRecorder(SaveConfigCallback):
         record = self.make_record(trainer, pl_module, rows)
         path = ResultStore(self.results).write(record, rows, overwrite=self.cli_option("overwrite") == "always")
         print(f"record: {path}")
+        log_record(trainer.loggers, record, path)
 
     @property
     def results(self) -> Path:
@@ -182,6 +190,12 @@ class RunRecorder(SaveConfigCallback):
         return ResultRecord(
             key=self.key,
             scores=scores_from(rows, names, method.scores),
+            cost=Cost(
+                parameters=sum(p.numel() for p in method.parameters()),
+                trained_parameters=trained_parameters(method),
+                seconds_per_episode=seconds_per_episode(rows),
+                peak_memory=peak_memory(method.device),
+            ),
             metadata=Metadata(
                 n_folds=header.n_folds,
                 class_partition=data.dataset.class_partition,
@@ -192,6 +206,7 @@ class RunRecorder(SaveConfigCallback):
                 **metadata,
             ),
             provenance=Provenance(
+                origin="fssbench",
                 command=tuple(sys.argv),
                 config=self.cli.recorded_config(),
                 method_config=self.method_config(method),
@@ -286,6 +301,35 @@ def data_of(trainer: Trainer) -> EpisodicDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, EpisodicDataModule)
     return data
+
+
+def log_record(loggers: Sequence[Logger], record: ResultRecord, path: Path) -> None:
+    """Send a record's scores to the run's trackers (TensorBoard, Weights & Biases, ...): the record's own numbers,
+    unrounded, once, at step 0. The record stays the truth; its path goes along."""
+    names = {c: score.name for c, score in record.scores.class_iou.items()}
+    numbers: dict[str, float] = {
+        "result/miou": record.scores.miou,
+        "result/fb_iou": record.scores.fb_iou,
+        **{f"result/class_iou/{names[c]}": score.iou for c, score in record.scores.class_iou.items()},
+        **{f"result/{name}": value for name, value in to_json(record.cost).items() if value is not None},
+    }
+    for logger in loggers:
+        logger.log_hyperparams({"record": str(path), **to_json(record.key)})
+        logger.log_metrics(numbers, step=0)
+        logger.save()
+
+
+def trained_parameters(method: FewShotMethod) -> int:
+    """Weights that training changes: those that ask for a gradient; none of a training-free method."""
+    return sum(p.numel() for p in method.parameters() if p.requires_grad) if method.needs_checkpoint else 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory in bytes so far: allocated on a GPU, else resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def backbone_sha256(method: FewShotMethod) -> str | None:

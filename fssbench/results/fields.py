@@ -15,6 +15,8 @@ from fssbench.errors import UserError, nearest
 
 T = TypeVar("T", bound="Checked")
 
+_UNIONS = (Union, types.UnionType)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checked:
@@ -118,6 +120,8 @@ def _check_type(hint: Any, value: Any, where: str) -> None:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         check_plain(value, where)
+    elif origin in _UNIONS and (container := _container(args, value)) is not None:
+        _check_type(container, value, where)
     elif origin is tuple and isinstance(value, tuple):
         for index, item in enumerate(value):
             _check_type(args[0], item, f"{where}[{index}]")
@@ -129,9 +133,14 @@ def _check_type(hint: Any, value: Any, where: str) -> None:
         raise UserError(f"{where} is {shown(value)}, expected {_name(hint)}")
 
 
+def _container(members: tuple[Any, ...], value: Any) -> Any:
+    """The list type of a union where the value is a list, e.g. `tuple[float, float]` of `tuple[float, float] | None`."""
+    return next((m for m in members if get_origin(m) is tuple and isinstance(value, tuple | list)), None)
+
+
 def _is(hint: Any, value: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return any(_is(one, value) for one in args)
     if origin is not None:  # a container that got something else
         return False
@@ -147,6 +156,8 @@ def _revive(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Checked):
         return from_json(hint, value, where)
+    if origin in _UNIONS and (container := _container(args, value)) is not None:
+        return _revive(container, value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_revive(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
@@ -166,7 +177,7 @@ def _int_key(key: str, where: str) -> int:
 def _name(hint: Any) -> str:
     """A hint in the words of a JSON file."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(_name(one) for one in args)
     if origin is tuple:
         return f"a list of {_name(args[0])}"

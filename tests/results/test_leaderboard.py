@@ -63,7 +63,9 @@ def test_highest_mean_is_first_and_equal_means_share_a_rank() -> None:
 
 def test_difference_below_what_is_shown_still_decides() -> None:
     rows = make_rows()
-    more = [replace(r, fg_union=r.fg_union * 10**6, fg_intersection=r.fg_intersection * 10**6) for r in rows]
+    more = [
+        replace(r, fg_union=r.fg_union * 10**6, fg_intersection=r.fg_intersection * 10**6, fg_target=None) for r in rows
+    ]
     best = [replace(more[0], fg_intersection=more[0].fg_intersection + 1), *more[1:]]
     (table,) = board([make_record(more, n_folds=1, method="a"), make_record(best, n_folds=1, method="b")])
     assert _ranks(table) == [(1, "b"), (2, "a")]
