@@ -50,6 +50,11 @@ def write_text_whole(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def cache_folder() -> Path:
+    """Where computed files are kept that can be made again: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
+    return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in blocks."""
     with open(path, "rb") as file:

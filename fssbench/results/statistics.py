@@ -22,6 +22,7 @@ import numpy as np
 SAMPLES = 1000
 """Bootstrap samples behind every interval of the board."""
 LEVEL = 0.95
+LEVEL_TAIL = (1 - LEVEL) / 2
 SEED = 0
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,7 +73,7 @@ def mean_over(samples: Sequence[Array]) -> Array:
 
 def interval(samples: Array) -> tuple[float, float]:
     """Percentile interval of (S,) samples at `LEVEL`."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(samples, [LEVEL_TAIL, 1 - LEVEL_TAIL])
     return float(low), float(high)
 
 
@@ -83,15 +84,16 @@ def differ(one: Array, other: Array) -> bool:
 
 
 def shared_ranks(samples: Sequence[Array]) -> list[int]:
-    """Ranks of rows that are sorted best first.
+    """Ranks of rows that are sorted best first: 1 + the number of rows that are better by more than the noise.
 
-    A row shares the rank of the best row of its group as long as the paired interval of their difference contains 0;
-    the first that does not begins the next group, whose rank is its place.
+    So a row shares the rank of those above it from which the paired interval does not tell it apart.
     """
     ranks: list[int] = []
-    leader = 0
-    for place in range(len(samples)):
-        if place > 0 and differ(samples[leader], samples[place]):
-            leader = place
-        ranks.append(leader + 1)
+    for place, own in enumerate(samples):
+        # how many samples say the upper row is not better decides nearly all cases without sorting them
+        unsure = LEVEL_TAIL * (own.size - 1)
+        against = [int(np.count_nonzero(above <= own)) for above in samples[:place]]
+        ranks.append(
+            1 + sum(n <= unsure - 1 or (n < unsure + 1 and differ(samples[i], own)) for i, n in enumerate(against))
+        )
     return ranks

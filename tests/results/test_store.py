@@ -344,7 +344,8 @@ def test_reading_and_showing_results_imports_nothing_heavy(store: ResultStore) -
     code = (
         "import sys\n"
         "from fssbench.results.store import ResultStore\n"
-        "from fssbench.results.leaderboard import board, render\n"
+        "from fssbench.results.leaderboard import board\n"
+        "from fssbench.results.rendering import render\n"
         f"tables = board(ResultStore({str(store.root)!r}).read_all().records)\n"
         "assert len(tables) == 1 and render(tables, 'csv')\n"
         "heavy = {'torch', 'pyarrow', 'numpy', 'rich', 'lightning', 'torchmetrics'} & set(sys.modules)\n"
