@@ -16,7 +16,7 @@ from fssbench.results.store import Damaged, File, ResultStore
 
 LAYOUT = 1
 """Version of the kept board; raised with every change of `Table`, `Row` or of how they are computed."""
-KEPT_RECORDS = 5000
+KEPT_RECORDS = 2000
 """Boards of more records are not kept: reading them would take as long as making them from the index."""
 
 
