@@ -18,8 +18,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "validate": ("fssbench.cli.grid", "score a checkpoint on base-class episodes"),
     "predict": ("fssbench.cli.grid", "write the predicted masks of the test episodes"),
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
+    "compare": ("fssbench.cli.compare", "two methods on the same episodes: paired differences with intervals"),
+    "explain": ("fssbench.cli.explain", "how a number came about: data, episodes, weights, code, command"),
+    "replay": ("fssbench.cli.explain", "run a record again and say whether the counts are identical"),
+    "score": ("fssbench.cli.score", "masks made by any other program become a record"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
-    "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
+    "episodes": ("fssbench.cli.episodes", "build, verify, show or export an episode manifest"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }
 

@@ -251,8 +251,8 @@ class Provenance(Checked):
     """SHA-256 of the canonical episode text (protocols.md 2.3), null for a protocol without one."""
     mask_renderer: str
     image_filter: str
-    network_input: tuple[int, int]
-    """Height and width of the network input in pixels."""
+    network_input: tuple[int, int] | None
+    """Height and width of the network input in pixels; None where it is not known (predictions of another program)."""
     interpolation: dict[str, str]
     """What was resized (image, mask, logits, ...) -> identifier of the rule and its implementation."""
     skipped: tuple[str, ...]
@@ -262,8 +262,10 @@ class Provenance(Checked):
         self.require(self.origin in ORIGINS, "origin", " or ".join(ORIGINS))
         self.require(self.processes >= 1, "processes", "at least 1")
         self.require(self.seconds >= 0, "seconds", "0 or more")
-        two_sides = len(self.network_input) == 2 and min(self.network_input) > 0
-        self.require(two_sides, "network_input", "height and width in pixels")
+        sides = self.network_input
+        self.require(
+            sides is None or (len(sides) == 2 and min(sides) > 0), "network_input", "height and width in pixels"
+        )
         paired = (self.checkpoint is None) == (self.checkpoint_sha256 is None)
         self.require(paired, "checkpoint_sha256", "a hash where there is a checkpoint, null where there is none")
         _require_sha256(self, "checkpoint_sha256", "backbone_sha256", "episodes_sha256")
