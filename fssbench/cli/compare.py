@@ -40,8 +40,7 @@ def run(verb: str, arguments: list[str]) -> int:
     from fssbench.results import rendering
     from fssbench.results.comparison import compare
 
-    sides = [_results(name, options) for name in (options.a, options.b)]
-    found = compare(*sides, episodes=options.episodes)
+    found = compare(_results(options.a, options), _results(options.b, options), options.episodes)
     if options.format == "json":
         print(json.dumps([to_json(comparison) for comparison in found], indent=2, ensure_ascii=False))
         return 0

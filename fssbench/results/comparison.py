@@ -169,7 +169,7 @@ def _shared(a: Result, b: Result) -> tuple[Cell, int]:
 def _identified(rows: Iterable[EpisodeRow]) -> dict[tuple[object, ...], EpisodeRow]:
     """Episodes by what they are: class, query and supports; the n-th repetition is another episode."""
     seen: Counter[tuple[object, ...]] = Counter()
-    found = {}
+    found: dict[tuple[object, ...], EpisodeRow] = {}
     for row in rows:
         what = (row.class_id, row.query_key, row.support_keys)
         found[(*what, seen[what])] = row

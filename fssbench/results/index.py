@@ -75,8 +75,8 @@ class StoreIndex:
         for manifest, paths in self._by_episodes([entry.path for entry in entries]):
             frame = self._usable[[self._position[path] for path in paths]]
             class_ids = frame["class_id"][0].to_numpy()
-            counts = [frame[name].explode().to_numpy().reshape(len(paths), -1) for name in FOREGROUND]
-            miou = mean_over(list(fold_samples(manifest, class_ids, *counts).values()))
+            inter, union = (frame[name].explode().to_numpy().reshape(len(paths), -1) for name in FOREGROUND)
+            miou = mean_over(list(fold_samples(manifest, class_ids, inter, union).values()))
             found.update(zip(paths, miou, strict=True))
         return found
 

@@ -15,9 +15,9 @@ Nothing is rounded here; the renderers round what they show to people.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fssbench.files import sha256_text
 from fssbench.metrics.scores import mean
@@ -37,16 +37,26 @@ _ROW_KEYS = tuple(name for name in KEY_NAMES if name not in _PER_FOLD)
 _TABLE_KEYS = ("dataset", "protocol", "protocol_version", "shot", "resolution")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassCell(Checked):
+class ClassCell(NamedTuple):
     """A row's score on one class of one fold; an unrounded fraction in [0, 1]."""
 
-    group: ClassVar[str] = "class"
     fold: int
     class_id: int
     name: str
     iou: float
     episodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldClasses(Checked):
+    """A row's scores on the classes of one fold, as columns."""
+
+    group: ClassVar[str] = "classes"
+    fold: int
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    ious: tuple[float, ...]
+    episodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +81,7 @@ class Row(Checked):
     """Mean of the folds' FB-IoU, None like `miou`."""
     episodes: int
     """Episodes of the folds that are there."""
-    classes: tuple[ClassCell, ...]
-    """By fold, then class."""
+    classes: tuple[FoldClasses, ...]
     note: str
     """Why the row is not ranked; empty where it is."""
     parameters: int | None
@@ -96,6 +105,12 @@ class Row(Checked):
     def name(self) -> str:
         """Short name: method and configuration."""
         return f"{self.method}@{self.config_hash[:8]}"
+
+    def cells(self) -> Iterator[ClassCell]:
+        """The scores of all classes, by fold, then class."""
+        for part in self.classes:
+            for columns in zip(part.ids, part.names, part.ious, part.episodes, strict=True):
+                yield ClassCell(part.fold, *columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +193,7 @@ def _draft(group: list[Entry]) -> _Draft:
         fold_intervals=((),) * n_folds,
         fb_iou=None if note else mean(e.fb_iou for e in entries),
         episodes=sum(e.episodes for e in entries),
-        classes=tuple(cell for e in entries for cell in _cells(e)),
+        classes=tuple(_classes(e) for e in entries),
         note=note,
         **_cost(entries),
         devices=tuple(sorted({e.device for e in entries})),
@@ -191,10 +206,14 @@ def _draft(group: list[Entry]) -> _Draft:
     return _Draft(row, single)
 
 
-def _cells(entry: Entry) -> Iterable[ClassCell]:
-    columns = zip(entry.class_ids, entry.class_names, entry.class_ious, entry.class_episodes, strict=True)
-    for class_id, name, iou, episodes in columns:
-        yield ClassCell(fold=entry.fold, class_id=class_id, name=name, iou=iou, episodes=episodes)
+def _classes(entry: Entry) -> FoldClasses:
+    return FoldClasses(
+        fold=entry.fold,
+        ids=entry.class_ids,
+        names=entry.class_names,
+        ious=entry.class_ious,
+        episodes=entry.class_episodes,
+    )
 
 
 def _cost(entries: list[Entry]) -> dict[str, Any]:
@@ -290,16 +309,17 @@ def _by_mean(ranked: list[_Draft], others: list[_Draft]) -> list[Row]:
 
 
 def _with_intervals(ranked: list[_Draft], others: list[_Draft], sampler: Sampler) -> list[Row]:
-    from fssbench.results.statistics import interval, mean_over, shared_ranks
+    from fssbench.results.statistics import intervals, mean_over, shared_ranks
 
     drafts = [*ranked, *others]
     samples = sampler(entry for draft in drafts for entry in draft.single.values())
     means = [mean_over([samples[entry.path] for entry in draft.single.values()]) for draft in ranked]
-    ranks = [*shared_ranks(means), *(None for _ in others)]
-    intervals = [*map(interval, means), *(() for _ in others)]
+    of_paths = dict(zip(samples, intervals(list(samples.values())), strict=True))
+    ranks: list[int | None] = [*shared_ranks(means), *(None for _ in others)]
+    wholes: list[tuple[float, ...]] = [*intervals(means), *(() for _ in others)]
     rows = []
-    for draft, rank, whole in zip(drafts, ranks, intervals, strict=True):
-        by_fold = {fold: interval(samples[entry.path]) for fold, entry in draft.single.items()}
+    for draft, rank, whole in zip(drafts, ranks, wholes, strict=True):
+        by_fold = {fold: of_paths[entry.path] for fold, entry in draft.single.items()}
         of_folds = tuple(by_fold.get(fold, ()) for fold in range(len(draft.row.fold_miou)))
         rows.append(replace(draft.row, rank=rank, interval=whole, fold_intervals=of_folds))
     return rows

@@ -17,7 +17,7 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fssbench.results.fields import Checked
 
@@ -68,6 +68,7 @@ def published(dataset: str, shot: int, track: str) -> tuple[Published, ...]:
 
 
 def _published(row: dict[str, str]) -> Published:
-    folds = tuple(row.pop(f"fold{fold}") for fold in range(4))
-    contamination = tuple(row.pop("contamination").split("; "))
-    return Published(**{**row, "shot": int(row["shot"]), "fold_miou": folds, "contamination": contamination})
+    values: dict[str, Any] = {name: value for name, value in row.items() if not name.startswith("fold")}
+    values["fold_miou"] = tuple(row[f"fold{fold}"] for fold in range(4))
+    values["contamination"] = tuple(row["contamination"].split("; "))
+    return Published(**{**values, "shot": int(row["shot"])})

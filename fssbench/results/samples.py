@@ -15,6 +15,6 @@ def record_samples(record: ResultRecord, rows: Sequence[EpisodeRow]) -> Array:
     """mIoU in every bootstrap sample: (S,) fractions, the same as the board's for this record."""
     ordered = sorted(rows, key=lambda row: row.episode_id)
     class_ids = np.array([row.class_id for row in ordered])
-    counts = [np.array([[getattr(row, name) for row in ordered]]) for name in ("fg_intersection", "fg_union")]
-    found: Array = mean_over(list(fold_samples(record.key.manifest_sha256, class_ids, *counts).values()))[0]
+    inter, union = (np.array([[getattr(row, n) for row in ordered]]) for n in ("fg_intersection", "fg_union"))
+    found: Array = mean_over(list(fold_samples(record.key.manifest_sha256, class_ids, inter, union).values()))[0]
     return found

@@ -71,10 +71,17 @@ def mean_over(samples: Sequence[Array]) -> Array:
     return np.mean(np.stack(samples), axis=0)
 
 
+def intervals(samples: Sequence[Array]) -> list[tuple[float, float]]:
+    """Percentile intervals at `LEVEL` of R runs' (S,) samples."""
+    if not len(samples):
+        return []
+    low, high = np.quantile(np.stack(samples), [LEVEL_TAIL, 1 - LEVEL_TAIL], axis=1).tolist()
+    return list(zip(low, high, strict=True))
+
+
 def interval(samples: Array) -> tuple[float, float]:
     """Percentile interval of (S,) samples at `LEVEL`."""
-    low, high = np.quantile(samples, [LEVEL_TAIL, 1 - LEVEL_TAIL])
-    return float(low), float(high)
+    return intervals([samples])[0]
 
 
 def differ(one: Array, other: Array) -> bool:
@@ -89,11 +96,12 @@ def shared_ranks(samples: Sequence[Array]) -> list[int]:
     So a row shares the rank of those above it from which the paired interval does not tell it apart.
     """
     ranks: list[int] = []
-    for place, own in enumerate(samples):
-        # how many samples say the upper row is not better decides nearly all cases without sorting them
-        unsure = LEVEL_TAIL * (own.size - 1)
-        against = [int(np.count_nonzero(above <= own)) for above in samples[:place]]
-        ranks.append(
-            1 + sum(n <= unsure - 1 or (n < unsure + 1 and differ(samples[i], own)) for i, n in enumerate(against))
-        )
+    every = np.stack(samples) if len(samples) else np.empty((0, 0))
+    for place, own in enumerate(every):
+        # how many samples say that the upper row is not better decides nearly all cases without sorting them
+        against = np.count_nonzero(every[:place] <= own, axis=1)
+        edge = LEVEL_TAIL * (own.size - 1)
+        close = np.flatnonzero((against > edge - 1) & (against < edge + 1))
+        better = np.count_nonzero(against <= edge - 1) + sum(differ(every[above], own) for above in close)
+        ranks.append(1 + int(better))
     return ranks

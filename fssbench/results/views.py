@@ -96,7 +96,7 @@ def _folds(table: Table) -> Grid:
 
 
 def _classes(table: Table) -> Grid:
-    cells = {(number, c.fold, c.class_id): c for number, row in enumerate(table.rows) for c in row.classes}
+    cells = {(number, c.fold, c.class_id): c for number, row in enumerate(table.rows) for c in row.cells()}
     found = sorted({(fold, class_id) for _, fold, class_id in cells})
     names = [row.name if row.seed == 0 else f"{row.name} seed {row.seed}" for row in table.rows]
     rows = []
