@@ -51,6 +51,6 @@ def _cell(cell: ClassCell | None) -> str:
 def colour(value: float) -> str:
     """A fraction as a colour from pale yellow (0) to green-blue (1); black text stays readable on all of them, and the
     order stays visible without telling red from green."""
-    low, high = (253, 244, 206), (74, 168, 178)
+    low, high = (253, 244, 206), (94, 180, 190)
     red, green, blue = (round(a + (b - a) * value) for a, b in zip(low, high, strict=True))
     return f"#{red:02x}{green:02x}{blue:02x}"
