@@ -116,7 +116,7 @@ def _table(number: int, table: Table, reported: bool) -> str:
         f'<th scope="col">95 % interval<br><span class="soft">{100 * low:.0f} to {100 * high:.0f}</span></th>',
         _th("FB-IoU"), _th("params", "weights, frozen ones included"), _th("trained", "weights that were trained"),
         _th("s/ep", "seconds per episode", first="ascending"), _th("GiB", "largest memory", first="ascending"),
-        _th("device", word=True), _th("protocol", word=True),
+        _th("device or source", word=True), _th("protocol", word=True),
     ]  # fmt: skip
     rows = [_row(table, row, (low, high)) for row in table.rows]
     rows += [_reported(table, result) for result in table.reported] if reported else []
@@ -160,7 +160,7 @@ def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
         _td(percent(row.fb_iou), row.fb_iou, _record_id(own)), _td(count(row.parameters), row.parameters),
         _td(count(row.trained_parameters), row.trained_parameters),
         _td(seconds(row.seconds_per_episode), row.seconds_per_episode), _td(gibibytes(row.peak_memory), row.peak_memory),
-        f'<td class="word">{escape(", ".join(row.devices))}</td>', f'<td class="word">{escape(table.protocol)}</td>',
+        f'<td class="word">{"" if "device" in facts(table) else escape(", ".join(row.devices))}</td>', f'<td class="word">{escape(table.protocol)}</td>',
     ]  # fmt: skip
     kind = ' class="unranked"' if row.rank is None else ""
     return f"<tr{kind}>{''.join(cells)}</tr>"

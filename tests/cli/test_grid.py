@@ -192,8 +192,9 @@ def _cells(*verbs: str) -> list[Cell]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_cells_run_in_processes_of_their_own(jobs: int, capfd: pytest.CaptureFixture[str]) -> None:
-    found = dict(LocalLauncher(jobs).run(_cells("--version", "tets", "--version")))
-    assert [(cell.name, outcome.state) for cell, outcome in sorted(found.items())] == [
+    ended = LocalLauncher(jobs).run(_cells("--version", "tets", "--version"))
+    found = {cell.name: outcome for cell, outcome in ended}
+    assert sorted((name, outcome.state) for name, outcome in found.items()) == [
         ("cell 0", "done"),
         ("cell 1", "failed"),
         ("cell 2", "done"),
