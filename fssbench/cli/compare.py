@@ -68,14 +68,14 @@ def _results(name: str, options: argparse.Namespace) -> list[Result]:
 
 def _of_method(name: str, root: Path) -> list[tuple[ResultRecord, Path]]:
     """Results of a method, `METHOD` or `METHOD@HASH`."""
-    store = ResultStore(root)
-    records = store.read_all().records
-    known = {n for r in records for n in (r.key.method, f"{r.key.method}@{r.key.config_hash[:8]}")}
+    paths = [root / path for path, _ in ResultStore(root).files()]
     method, _, digest = name.partition("@")
-    found = [r for r in records if r.key.method == method and r.key.config_hash.startswith(digest)]
+    # the folder is METHOD@ and the first eight characters of the configuration's hash
+    found = [path for path in paths if path.parent.name.startswith(f"{method}@{digest[:8]}")]
     if not found:
+        known = {known for path in paths for known in (path.parent.name, path.parent.name.partition("@")[0])}
         raise UserError(f"'{name}' is neither a file nor a method with results in {root}.{nearest(name, known)}")
-    return [(record, store.path(record.key)) for record in found]
+    return [(read_record(path), path) for path in found]
 
 
 def _wanted(record: ResultRecord, options: argparse.Namespace) -> bool:

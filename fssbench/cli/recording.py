@@ -37,6 +37,7 @@ from fssbench.results.record import (
     Provenance,
     ResultRecord,
     config_hash,
+    read_record,
 )
 from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow, scores_from, seconds_per_episode
@@ -103,7 +104,7 @@ class RunRecorder(SaveConfigCallback):
         overwrite = self.cli_option("overwrite")
         if not path.exists() or overwrite == "always":
             return
-        same = ResultStore(self.results).find(**vars(self.key))
+        same = holds(path, self.key)
         if same and overwrite == "only-missing":
             raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
         raise UserError(
@@ -298,6 +299,14 @@ def data_of(trainer: Trainer) -> EpisodicDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, EpisodicDataModule)
     return data
+
+
+def holds(path: Path, key: Key) -> bool:
+    """Whether a file of the store is a whole record of this very key."""
+    try:
+        return read_record(path).key == key and path.with_suffix(".parquet").is_file()
+    except UserError:
+        return False
 
 
 def backbone_sha256(method: FewShotMethod) -> str | None:

@@ -55,6 +55,8 @@ class StoreIndex:
         self.frame = pl.concat([kept, *parts]).sort("path")
         if parts or len(kept) < len(known):
             self._write()
+        self._usable = self.frame.filter(pl.col("reason").is_null())
+        self._position = {path: number for number, path in enumerate(self._usable["path"].to_list())}
 
     @property
     def damaged(self) -> list[Damaged]:
@@ -80,20 +82,9 @@ class StoreIndex:
             found.update(zip(paths, miou, strict=True))
         return found
 
-    @property
-    def _usable(self) -> pl.DataFrame:
-        if not hasattr(self, "_usable_frame"):
-            import polars as pl
-
-            self._usable_frame = self.frame.filter(pl.col("reason").is_null())
-            self._position = {path: number for number, path in enumerate(self._usable_frame["path"].to_list())}
-        return self._usable_frame
-
     def _by_episodes(self, paths: list[str]) -> list[tuple[str, list[str]]]:
         """Paths of results with the same manifest and the same classes in the same order, which the manifest promises."""
-        frame = (
-            self._usable[[self._position[path] for path in paths]] if paths and len(self._usable) else self._usable[:0]
-        )
+        frame = self._usable[[self._position[path] for path in paths]]
         groups = frame.group_by("manifest_sha256", "class_id", maintain_order=True).agg("path")
         return [(manifest, same) for manifest, same in groups.select("manifest_sha256", "path").rows()]
 

@@ -79,12 +79,8 @@ def text(shown: Sequence[Grid], width: int) -> str:
         for note in grid.notes:
             console.print(f"  {note}")
         console.print()
-    lines = [line.rstrip() for line in _ascii(out.getvalue()).splitlines()]
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join(lines).strip("\n") + "\n" if shown else "No results.\n"
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode()
 
 
 def _widths(grid: Grid, width: int) -> list[int]:
