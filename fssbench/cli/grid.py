@@ -11,7 +11,7 @@ from typing import Any
 
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.launching import Cell, Outcome, make_launcher
-from fssbench.cli.suite import read_suite
+from fssbench.cli.suite import MethodWords, read_suite
 from fssbench.errors import UserError
 
 GRID_HELP = (
@@ -29,7 +29,7 @@ def run(verb: str, arguments: list[str]) -> int:
     arguments, words = take_words(arguments)
     arguments, folds, shots = split_grid(arguments)
     arguments, seeds = split_seeds(arguments)
-    methods: dict[str, list[str]] = {name_of(file): ["--config", file] for file in words.get("--methods", [])}
+    methods = {name_of(file): MethodWords(["--config", file], []) for file in words.get("--methods", [])}
     if "--suite" in words:
         methods, common, axes = read_suite(words["--suite"][0])
         arguments = [*common, *arguments]
@@ -43,8 +43,8 @@ def run(verb: str, arguments: list[str]) -> int:
     if folds == ["all"]:
         from fssbench.cli.trainer import number_of_folds
 
-        first = next(iter(methods.values()), [])
-        folds = [str(fold) for fold in range(number_of_folds([*first, *arguments]))]
+        first = next(iter(methods.values()), MethodWords([], []))
+        folds = [str(fold) for fold in range(number_of_folds([*first.before, *arguments, *first.after]))]
     return _run_all(verb, grid_cells(verb, arguments, methods, folds, shots, seeds), words, results_folder(arguments))
 
 
@@ -106,14 +106,15 @@ def _take_numbers(arguments: list[str], names: tuple[str, ...]) -> tuple[list[st
 
 
 def grid_cells(
-    verb: str, arguments: list[str], methods: dict[str, list[str]], folds: list[str] | None, shots: list[str] | None,
+    verb: str, arguments: list[str], methods: dict[str, MethodWords], folds: list[str] | None, shots: list[str] | None,
     seeds: list[str] | None,
 ) -> list[Cell]:  # fmt: skip
     """The runs of a grid, the methods' slowest; an axis that is None is left to the configuration."""
     empty: list[str | None] = [None]
     cells = []
     for method, seed, fold, shot in product(methods or empty, seeds or empty, folds or empty, shots or empty):
-        words = [*methods.get(method or "", []), *arguments]
+        own = methods.get(method or "", MethodWords([], []))
+        words = [*own.before, *arguments, *own.after]
         for name, value in (("seed", seed), ("method", method)):
             if value is None and any(f"{{{name}}}" in word for word in words):
                 raise UserError(f"{{{name}}} is used, but --{name}s is not given.")

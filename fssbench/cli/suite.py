@@ -13,7 +13,7 @@ Every other key is an option of all runs (`results: mine`, `trainer.devices: 1`)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fssbench.cli.configs import find_config, read_config
 from fssbench.errors import UserError
@@ -21,7 +21,14 @@ from fssbench.errors import UserError
 AXES = ("folds", "shots", "seeds")
 
 
-def read_suite(name: str) -> tuple[dict[str, list[str]], list[str], dict[str, list[str]]]:
+class MethodWords(NamedTuple):
+    """A method's own arguments: its configs stand before those of all runs, its options after them and win."""
+
+    before: list[str]
+    after: list[str]
+
+
+def read_suite(name: str) -> tuple[dict[str, MethodWords], list[str], dict[str, list[str]]]:
     """The methods' own arguments by name, the arguments of all runs, and the axes of a suite file.
 
     Raises `UserError` for a file that is no suite.
@@ -36,7 +43,10 @@ def read_suite(name: str) -> tuple[dict[str, list[str]], list[str], dict[str, li
     for method, options in methods.items():
         if not isinstance(options, dict):
             raise UserError(f"{path}: methods.{method} must hold options such as config: methods/NAME.yaml.")
-        own[str(method)] = [*arguments_of(options, path), "--name", str(method)]
+        configs = {"config": options.pop("config")} if "config" in options else {}
+        own[str(method)] = MethodWords(
+            arguments_of(configs, path), [*arguments_of(options, path), "--name", str(method)]
+        )
     return own, arguments_of(content, path), axes
 
 
