@@ -51,7 +51,7 @@ def write_text_whole(path: str | Path, text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where computed files are kept: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
+    """Where computed files are kept that can be made again: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
     return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
 
 

@@ -126,7 +126,9 @@ class FewShotMethod(Trainable):
         masks = self.predict_masks(batch)
         counts = _count(masks, batch)
         self.metric.update(counts, batch.class_id)
-        self._pending.append((EpisodeRef.of(batch), counts, timer.stop()))
+        stop = timer.stop()
+        sizes = torch.stack([torch.count_nonzero(target == 1) for target in batch.query_mask_full])
+        self._pending.append((EpisodeRef.of(batch), torch.column_stack([counts, sizes]), stop))
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
         """Masks of a batch of episodes: B bool tensors (H0, W0)."""
@@ -195,7 +197,7 @@ class FewShotMethod(Trainable):
                     "class_id": ref.class_id[b],
                     "query_key": ref.query_key[b],
                     "support_keys": list(ref.support_keys[b]),
-                    **dict(zip(COUNT_NAMES, values, strict=True)),
+                    **dict(zip((*COUNT_NAMES, "fg_target"), values, strict=True)),
                     "seconds": seconds,
                 }
                 rows.append(row)

@@ -10,10 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from fssbench.cli import VERBS, main
 from fssbench.cli.configs import first_comment, known_configs
 from fssbench.cli.grid import cell_arguments, config_names, option, split_grid
 from fssbench.cli.trainer import number_of_folds
+from fssbench.protocols.manifest import load_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -85,7 +88,7 @@ def test_every_run_in_the_docs_is_a_valid_configuration(
 def test_the_episode_commands_work_on_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = [words for words in commands("docs/episodes.md") if words[0] == "episodes"]
-    assert {words[1] for words in found} == {"build", "show", "verify"}
+    assert {words[1] for words in found} == {"build", "show", "verify", "export"}
     for words in found:
         assert main([word.replace("coco20i", "shapes") for word in words]) == 0
 
@@ -115,6 +118,23 @@ def test_every_option_in_the_text_exists() -> None:
     named = {name for text in PAGES.values() for name in re.findall(r"--((?:model|data|trainer)\.\w+)", text)}
     assert len(named) > 5
     assert named - valid <= {"model.help"}
+
+
+def test_the_reader_of_exported_episodes_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/board.md: build, export, read with the ten lines there."""
+    monkeypatch.chdir(tmp_path)
+    page = PAGES["docs/board.md"]
+    lines = [shlex.split(line)[1:] for line in re.findall(r"^ +(fssbench episodes .*)$", page, re.M)]
+    assert [words[1] for words in lines] == ["build", "export"]
+    for words in lines:
+        assert main(words) == 0
+    code = re.search(r"```python\n(.*?)```", page, re.S)
+    assert code
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code[1]), names)
+    read = list(names["episodes"]("fold0.csv"))
+    expected = load_manifest("fold0.jsonl").episodes
+    assert read == [(i, e.class_id, e.query, list(e.supports)) for i, e in enumerate(expected)]
 
 
 def test_ci_finds_the_two_commands_of_the_readme() -> None:

@@ -19,8 +19,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("fssbench.cli.grid", "write the predicted masks of the test episodes"),
     "segment": ("fssbench.cli.segment", "masks for your own images from a few examples, no data set needed"),
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
+    "compare": ("fssbench.cli.compare", "two methods on the same episodes: paired differences with intervals"),
+    "explain": ("fssbench.cli.explain", "how a number came about: data, episodes, weights, code, command"),
+    "replay": ("fssbench.cli.explain", "run a record again and say whether the counts are identical"),
+    "score": ("fssbench.cli.score", "masks made by any other program become a record"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
-    "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
+    "episodes": ("fssbench.cli.episodes", "build, verify, show or export an episode manifest"),
     "cache": ("fssbench.cli.cache", "features kept on disk between runs: show, verify, clear"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }

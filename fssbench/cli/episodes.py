@@ -1,4 +1,4 @@
-"""`fssbench episodes build|verify|show`: episode manifests as files."""
+"""`fssbench episodes build|verify|show|export`: episode manifests as files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,21 @@ def run(verb: str, arguments: list[str]) -> int:
     show = actions.add_parser("show", help="what a manifest file holds")
     show.add_argument("manifest", type=Path)
     show.add_argument("--episodes", type=int, default=5, help="number of episodes to print (default: 5)")
+    export = actions.add_parser(
+        "export",
+        help="a manifest as CSV or JSON for another code base",
+        description="Write a manifest as CSV or JSON for another code base (docs/board.md has a reader of ten lines). With "
+        "--masks and --config data/... also one PNG per image and class: 0 background, 1 the class, 255 not counted.",
+    )
+    export.add_argument("manifest", type=Path)
+    export.add_argument("--format", choices=["csv", "json"], default="csv", help="default: csv")
+    export.add_argument("--out", type=Path, help="file to write (default: the manifest's name with .csv or .json)")
+    export.add_argument("--masks", type=Path, help="folder for the masks, as CLASS/IMAGE.png")
     options, data = parser.parse_known_args(arguments)
+    if options.action == "export":
+        from fssbench.cli.export import export_manifest
+
+        return export_manifest(options.manifest, options.format, options.out, options.masks, data)
     if options.action == "show":
         if data:
             parser.error(f"unknown options: {' '.join(data)}")

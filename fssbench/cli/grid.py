@@ -1,44 +1,95 @@
-"""fit, validate, test, predict: one run here, or one process per run for `--folds` and `--shots`."""
+"""fit, validate, test, predict: one run here, or one process per run of a grid of methods, folds, shots and seeds."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from fssbench.cli.configs import find_config, read_config
+from fssbench.cli.launching import Cell, Outcome, make_launcher
+from fssbench.cli.suite import MethodWords, read_suite
 from fssbench.errors import UserError
 
 GRID_HELP = (
     "--folds all|F [F ...]: the folds to run; {fold} in any value becomes the fold. "
-    "--shots K [K ...]: the numbers of supports; {shot} in any value becomes K."
+    "--shots K [K ...]: the numbers of supports; {shot} in any value becomes K. "
+    "--seeds S [S ...]: the seeds of the run; {seed} becomes S. "
+    "--methods CONFIG [CONFIG ...]: several methods; {method} becomes the config's name. "
+    "--suite FILE: methods and axes from a small YAML file (docs/board.md). "
+    "--jobs N: runs at a time. --launcher local|slurm: where; --slurm KEY=VALUE ...: submitit's parameters."
 )
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Run a trainer verb, once or for each fold and shot."""
+    """Run a trainer verb, once or for each method, fold, shot and seed."""
+    arguments, words = take_words(arguments)
     arguments, folds, shots = split_grid(arguments)
-    if folds is None and shots is None:
+    arguments, seeds = split_seeds(arguments)
+    methods = {name_of(file): MethodWords(["--config", file], []) for file in words.get("--methods", [])}
+    if "--suite" in words:
+        methods, common, axes = read_suite(words["--suite"][0])
+        arguments = [*common, *arguments]
+        folds, shots, seeds = folds or axes.get("folds"), shots or axes.get("shots"), seeds or axes.get("seeds")
+    if folds is None and shots is None and seeds is None and not methods:
+        if words:
+            raise UserError(f"{', '.join(words)} belongs to several runs: add --folds, --shots, --seeds or --methods.")
         from fssbench.cli.trainer import run_once
 
         return run_once(verb, arguments)
     if folds == ["all"]:
         from fssbench.cli.trainer import number_of_folds
 
-        folds = [str(fold) for fold in range(number_of_folds(arguments))]
-    return _run_all(verb, arguments, folds, shots)
+        first = next(iter(methods.values()), MethodWords([], []))
+        folds = [str(fold) for fold in range(number_of_folds([*first.before, *arguments, *first.after]))]
+    return _run_all(verb, grid_cells(verb, arguments, methods, folds, shots, seeds), words, results_folder(arguments))
+
+
+def take_words(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take the options of the grid itself out of the arguments: each with the words that follow it."""
+    several = {"--methods": True, "--slurm": True, "--suite": False, "--launcher": False, "--jobs": False}
+    rest: list[str] = []
+    taken: dict[str, list[str]] = {}
+    current: str | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in several:
+            taken[name] = [value] if equals else []
+            current = None if equals and not several[name] else name
+        elif current and not argument.startswith("-"):
+            taken[current].append(argument)
+            current = current if several[current] else None
+        else:
+            current = None
+            rest.append(argument)
+    for name, values in taken.items():
+        if not values:
+            raise UserError(f"{name} needs a value. See `fssbench test --help`.")
+    return rest, taken
 
 
 def split_grid(arguments: list[str]) -> tuple[list[str], list[str] | None, list[str] | None]:
     """Take `--folds ...` and `--shots ...` out of the arguments; checks that they are numbers (or `all`)."""
+    rest, taken = _take_numbers(arguments, ("--folds", "--shots"))
+    return rest, taken.get("--folds"), taken.get("--shots")
+
+
+def split_seeds(arguments: list[str]) -> tuple[list[str], list[str] | None]:
+    """Take `--seeds ...` out of the arguments; checks that they are numbers."""
+    rest, taken = _take_numbers(arguments, ("--seeds",))
+    return rest, taken.get("--seeds")
+
+
+def _take_numbers(arguments: list[str], names: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]]]:
     rest: list[str] = []
     taken: dict[str, list[str]] = {}
     current: str | None = None
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name in ("--folds", "--shots"):
+        if name in names:
             current = name
             taken[current] = re.split("[, ]+", value) if value else []
         elif current and re.fullmatch(r"all|\d+(,\d+)*", argument):
@@ -51,31 +102,120 @@ def split_grid(arguments: list[str]) -> tuple[list[str], list[str] | None, list[
         if not valid:
             example = "all, or numbers such as 0 2" if name == "--folds" else "numbers such as 1 5"
             raise UserError(f"{name} needs {example}; got '{' '.join(values)}'.")
-    return rest, taken.get("--folds"), taken.get("--shots")
+    return rest, taken
 
 
-def _run_all(verb: str, arguments: list[str], folds: list[str] | None, shots: list[str] | None) -> int:
-    """Run each (fold, shot) in a process of its own, which frees its memory and survives a crash of another."""
+def grid_cells(
+    verb: str, arguments: list[str], methods: dict[str, MethodWords], folds: list[str] | None, shots: list[str] | None,
+    seeds: list[str] | None,
+) -> list[Cell]:  # fmt: skip
+    """The runs of a grid, the methods' slowest; an axis that is None is left to the configuration."""
     empty: list[str | None] = [None]
-    cells = list(product(folds or empty, shots or empty))
-    failed: list[str] = []
-    for number, (fold, shot) in enumerate(cells, start=1):
-        what = " ".join(f"{n} {v}" for n, v in (("fold", fold), ("shot", shot)) if v is not None)
-        print(f"== {verb} {number}/{len(cells)}: {what}", flush=True)
-        status = subprocess.call([sys.executable, "-m", "fssbench", verb, *cell_arguments(arguments, fold, shot)])
-        if status == 130:
-            raise KeyboardInterrupt
-        if status:
-            failed.append(what)
-            print(f"== {verb} {what}: failed (exit status {status})", file=sys.stderr, flush=True)
+    cells = []
+    for method, seed, fold, shot in product(methods or empty, seeds or empty, folds or empty, shots or empty):
+        own = methods.get(method or "", MethodWords([], []))
+        words = [*own.before, *arguments, *own.after]
+        for name, value in (("seed", seed), ("method", method)):
+            if value is None and any(f"{{{name}}}" in word for word in words):
+                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
+            words = [word.replace(f"{{{name}}}", value or "") for word in words]
+        words = [*words, "--seed_everything", seed] if seed is not None else words
+        named = (("fold", fold), ("shot", shot), ("seed", seed))
+        name = " ".join([method] if method else []) + "".join(f" {n} {v}" for n, v in named if v is not None)
+        cells.append(Cell(name.strip(), [verb, *cell_arguments(words, fold, shot)]))
+    return cells
+
+
+def _run_all(verb: str, cells: list[Cell], words: dict[str, list[str]], results: Path) -> int:
+    """Run each cell in a process of its own; a failed one does not stop the others."""
+    jobs = words.get("--jobs", ["1"])[0]
+    if not jobs.isdigit():
+        raise UserError(f"--jobs needs a number; got '{jobs}'.")
+    folder = Path("runs") / "slurm"
+    launcher = make_launcher(
+        words.get("--launcher", ["local"])[0], int(jobs), slurm_parameters(words.get("--slurm", [])), folder
+    )
+    failed: dict[str, str] = {}
+    progress = Progress(verb, len(cells), int(jobs))
+    progress.say()
+    for cell, outcome in launcher.run(cells):
+        if outcome.output:
+            print(outcome.output, end="", flush=True)
+        if outcome.state == "failed":
+            failed[cell.name] = outcome.message
+        progress.ended(cell, outcome)
     if verb == "test":
         from fssbench.cli.leaderboard import print_board
 
-        print_board(Path(option(arguments, "--results") or "results"))
+        print_board(results)
+    for name, reason in failed.items():
+        print(f"fssbench: failed: {name}: {reason}", file=sys.stderr)
     if failed:
         print(f"fssbench: {len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}", file=sys.stderr)
-        return 1
-    return 0
+    return 1 if failed else 0
+
+
+class Progress:
+    """A line when a run ends: what became of it, how many are left, and for about how long."""
+
+    def __init__(self, verb: str, total: int, jobs: int) -> None:
+        self.verb, self.total, self.jobs = verb, total, jobs
+        self.count = 0
+        self.worked: list[float] = []
+        """Seconds of the runs that were not merely kept."""
+
+    def say(self) -> None:
+        """Print how many runs there are."""
+        print(f"== {self.verb}: {self.total} runs, {self.jobs} at a time", flush=True)
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        """Count a run and print its line."""
+        self.count += 1
+        if outcome.state == "done":
+            self.worked.append(outcome.seconds)
+        reason = f" ({outcome.message})" if outcome.state == "failed" else ""
+        line = f"== {self.verb} {self.count}/{self.total}: {cell.name}: {outcome.state}{reason}, {duration(outcome.seconds)}"
+        print(f"{line}{self.left()}", flush=True)
+
+    def left(self) -> str:
+        """The estimate, from the mean of the runs so far."""
+        remaining = self.total - self.count
+        if not remaining:
+            return ""
+        if not self.worked:
+            return f"; {remaining} left"
+        seconds = sum(self.worked) / len(self.worked) * remaining / min(self.jobs, remaining)
+        ready = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+        return f"; {remaining} left, about {duration(seconds)}, until {ready}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `34 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def slurm_parameters(words: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as parameters; numbers become numbers."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--slurm '{word}' is not KEY=VALUE, such as timeout_min=240 or slurm_partition=gpu.")
+        found[name] = int(value) if value.isdigit() else value
+    return found
+
+
+def results_folder(arguments: list[str]) -> Path:
+    """Where the runs leave their records."""
+    return Path(option(arguments, "--results") or "results")
+
+
+def name_of(config: str) -> str:
+    """A method's name from its config."""
+    return find_config(config).stem
 
 
 def cell_arguments(arguments: list[str], fold: str | None, shot: str | None) -> list[str]:

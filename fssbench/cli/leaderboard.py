@@ -1,38 +1,118 @@
-"""`fssbench leaderboard`: a table of all records in a results folder."""
+"""`fssbench leaderboard`: the board of a results folder, for a terminal, a paper, a program or a browser."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fssbench.errors import UserError
-from fssbench.results.leaderboard import FORMATS, Format, board, render
-from fssbench.results.store import ResultStore
+from fssbench.errors import UserError, nearest
+from fssbench.files import write_text_whole
+from fssbench.results.boards import Board, load_board
+from fssbench.results.leaderboard import Table
+from fssbench.results.rendering import FORMATS, render
+from fssbench.results.views import SHOWS
+
+FILTERS = ("dataset", "protocol", "shot", "track")
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Print the board of a results folder."""
+    """Print or write the board of a results folder."""
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
     parser.add_argument(
         "results", nargs="?", type=Path, default=Path("results"), help="results folder (default: results)"
     )
-    parser.add_argument("--format", choices=list(FORMATS), default="text", help="default: text")
+    parser.add_argument("--format", choices=[*FORMATS, "html"], default="text", help="default: text")
+    parser.add_argument(
+        "--show", choices=SHOWS, default="board", help="what text, md and latex show: a row per method, its folds with "
+        "intervals, its classes, or its cost (default: board)"
+    )  # fmt: skip
+    for name in FILTERS:
+        parser.add_argument(f"--{name}", nargs="+", help=f"only tables of this {name}")
+    parser.add_argument("--no-reported", dest="reported", action="store_false", help="leave out published numbers")
+    parser.add_argument("--out", type=Path, help="file to write instead of printing")
+    parser.add_argument(
+        "--gallery", nargs="+", type=Path, default=[], metavar="RECORD",
+        help="with --format html: also show the best, median and worst episodes of these records, whose data and "
+        "checkpoint must be here",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.gallery and options.format != "html":
+        raise UserError("--gallery belongs to the page: add --format html.")
     if not options.results.is_dir():
         raise UserError(
             f"The results folder {options.results} is missing. Give its path, or make records with `fssbench test`."
         )
-    print_board(options.results, options.format)
+    board = load_board(options.results)
+    complain_about(board)
+    tables = chosen(board.tables, {name: getattr(options, name) for name in FILTERS})
+    if not tables and not options.out and options.format == "text":
+        print(f"No records in {options.results}. Make some with `fssbench test`.")
+        return 0
+    if options.format == "html":
+        return _page(options, board._replace(tables=tables))
+    _deliver(render(tables, options.format, columns(), options.show, options.reported), options.out)
     return 0
 
 
-def print_board(results: Path, style: Format = "text") -> None:
-    """Print the board of a results folder; damaged records are named on stderr and left out."""
-    found = ResultStore(results).read_all()
-    for path, reason in found.damaged:
-        print(f"fssbench: left out {path}: {reason}", file=sys.stderr)
-    if not found.records and style == "text":
+def print_board(results: Path) -> None:
+    """Print the board of a results folder to the terminal; damaged records are named on stderr and left out."""
+    board = load_board(results)
+    complain_about(board)
+    if not board.tables:
         print(f"No records in {results}. Make some with `fssbench test`.")
         return
-    print(render(board(found.records), style), end="")
+    print(render(board.tables, width=columns()), end="")
+
+
+def complain_about(board: Board) -> None:
+    """Name the files that are no usable results on stderr."""
+    for path, reason in board.damaged:
+        print(f"fssbench: left out {path}: {reason}", file=sys.stderr)
+
+
+def chosen(tables: Sequence[Table], wanted: dict[str, list[str] | None]) -> list[Table]:
+    """The tables with the wanted values, e.g. `{"dataset": ["coco-20i"], "shot": None}`.
+
+    Raises `UserError` for a value that no table has.
+    """
+    for name, values in wanted.items():
+        if values is None:
+            continue
+        known = {str(getattr(table, name)) for table in tables}
+        for value in values:
+            if value not in known:
+                raise UserError(f"No table of {name} '{value}'.{nearest(value, known)}")
+        tables = [table for table in tables if str(getattr(table, name)) in values]
+    return list(tables)
+
+
+def columns() -> int:
+    """Width of the terminal; 100 where there is none, since nobody knows where the text ends up."""
+    return max(100, shutil.get_terminal_size((100, 24)).columns) if sys.stdout.isatty() else 100
+
+
+def _deliver(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="")
+    else:
+        write_text_whole(out, text)
+        print(f"written: {out}")
+
+
+def _page(options: argparse.Namespace, board: Board) -> int:
+    """Write the page; it is for a browser, so it always goes to a file."""
+    from fssbench.results.page import page
+
+    galleries = []
+    if options.gallery:
+        from fssbench.cli.gallery import gallery
+
+        galleries = [gallery(path) for path in options.gallery]
+    text = page(options.results, board, galleries, options.reported)
+    out = options.out or Path("board.html")
+    write_text_whole(out, text)
+    print(f"written: {out} ({len(text.encode()) / 2**20:.1f} MiB); open it in a browser, or send it to somebody")
+    return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError
@@ -18,6 +19,7 @@ from fssbench.cli import VERBS
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.messages import parse_message, quiet
 from fssbench.errors import UserError, user_error_in
+from fssbench.protocols.manifest import Manifest
 
 
 class NamedConfig(ActionConfigFile):
@@ -82,3 +84,13 @@ def configured_data(arguments: list[str]) -> EpisodicDataModule:
     except ValueError as error:
         raise user_error_in(error) or error from None
     return module
+
+
+def data_of_manifest(manifest: Manifest, path: Path, arguments: list[str]) -> EpisodicDataModule:
+    """The data module of `arguments`, set to the fold, shot and episodes of a manifest file, which are checked against the
+    data. Raises `UserError` where the data give other episodes."""
+    header = manifest.header
+    own = ["--data.fold", str(header.fold), "--data.shot", str(header.shot), "--data.manifest", str(path)]
+    data = configured_data([*arguments, *own])
+    _ = data.test_manifest  # read and checked now
+    return data

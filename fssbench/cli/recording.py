@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.episodic import EpisodicDataModule
 from fssbench import __version__
 from fssbench.checkpoint import class_path
+from fssbench.cli.tracking import log_record, peak_memory, trained_parameters
 from fssbench.encoders.weights import find_weights
 from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
@@ -30,14 +31,16 @@ from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
 from fssbench.results.record import (
     UNKNOWN,
+    Cost,
     Key,
     Metadata,
     Provenance,
     ResultRecord,
     config_hash,
+    read_record,
 )
 from fssbench.results.store import ResultStore
-from fssbench.results.table import EpisodeRow, scores_from
+from fssbench.results.table import EpisodeRow, scores_from, seconds_per_episode
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "sam2", "numpy", "pillow",
@@ -94,12 +97,14 @@ class RunRecorder(SaveConfigCallback):
         """Keep a result that exists: the run ends here if the very same one is in the store."""
         trainer.test_loop.verbose = False
         self.began = time.time()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self.key = self.make_key(trainer, pl_module)
         path = ResultStore(self.results).path(self.key)
         overwrite = self.cli_option("overwrite")
         if not path.exists() or overwrite == "always":
             return
-        same = ResultStore(self.results).find(**vars(self.key))
+        same = holds(path, self.key)
         if same and overwrite == "only-missing":
             raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
         raise UserError(
@@ -121,6 +126,7 @@ class RunRecorder(SaveConfigCallback):
         record = self.make_record(trainer, pl_module, rows)
         path = ResultStore(self.results).write(record, rows, overwrite=self.cli_option("overwrite") == "always")
         print(f"record: {path}")
+        log_record(trainer.loggers, record, path)
 
     @property
     def results(self) -> Path:
@@ -182,6 +188,12 @@ class RunRecorder(SaveConfigCallback):
         return ResultRecord(
             key=self.key,
             scores=scores_from(rows, names, method.scores),
+            cost=Cost(
+                parameters=sum(p.numel() for p in method.parameters()),
+                trained_parameters=trained_parameters(method),
+                seconds_per_episode=seconds_per_episode(rows),
+                peak_memory=peak_memory(method.device),
+            ),
             metadata=Metadata(
                 n_folds=header.n_folds,
                 class_partition=data.dataset.class_partition,
@@ -192,6 +204,7 @@ class RunRecorder(SaveConfigCallback):
                 **metadata,
             ),
             provenance=Provenance(
+                origin="fssbench",
                 command=tuple(sys.argv),
                 config=self.cli.recorded_config(),
                 method_config=self.method_config(method),
@@ -286,6 +299,14 @@ def data_of(trainer: Trainer) -> EpisodicDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, EpisodicDataModule)
     return data
+
+
+def holds(path: Path, key: Key) -> bool:
+    """Whether a file of the store is a whole record of this very key."""
+    try:
+        return read_record(path).key == key and path.with_suffix(".parquet").is_file()
+    except UserError:
+        return False
 
 
 def backbone_sha256(method: FewShotMethod) -> str | None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fssbench.errors import UserError, nearest
 
 T = TypeVar("T", bound="Checked")
+
+_UNIONS = (Union, types.UnionType)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            _check_type(hint, getattr(self, name), f"{self.group}.{name}")
+            if not _fits(hint)(getattr(self, name)):
+                _check_type(hint, getattr(self, name), f"{self.group}.{name}")
         self._check()
 
     def _check(self) -> None:
@@ -44,7 +49,7 @@ class Checked:
 def to_json(value: Any) -> Any:
     """A group as plain dicts, lists, text and numbers, fields in the order of their declaration; keys become text."""
     if isinstance(value, Checked):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: to_json(getattr(value, name)) for name in _hints(type(value))}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -67,7 +72,11 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
     for name in data:
         if name not in hints:
             raise UserError(f"{where}.{name} is not a known field.{nearest(name, hints)}")
-    return kind(**{name: _revive(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    values = {}
+    for name, hint in hints.items():
+        revive = _reviver(hint)
+        values[name] = revive(data[name], f"{where}.{name}") if revive else data[name]
+    return kind(**values)
 
 
 def check_plain(value: Any, where: str) -> None:
@@ -112,12 +121,12 @@ _HINTS: dict[Any, dict[str, Any]] = {}  # resolving hints is slow, and a board r
 
 
 def _check_type(hint: Any, value: Any, where: str) -> None:
-    """Raise `UserError` unless `value` is of the hinted type; containers are checked item by item."""
-    if type(value) is hint and hint is not float:  # the usual case, and tables have many rows
-        return
+    """Raise `UserError`, naming the very item, unless `value` is of the hinted type."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         check_plain(value, where)
+    elif origin in _UNIONS and (container := _container(args, value)) is not None:
+        _check_type(container, value, where)
     elif origin is tuple and isinstance(value, tuple):
         for index, item in enumerate(value):
             _check_type(args[0], item, f"{where}[{index}]")
@@ -129,32 +138,68 @@ def _check_type(hint: Any, value: Any, where: str) -> None:
         raise UserError(f"{where} is {shown(value)}, expected {_name(hint)}")
 
 
+def _container(members: tuple[Any, ...], value: Any) -> Any:
+    """The list type of a union where the value is a list, e.g. `tuple[float, float]` of `tuple[float, float] | None`."""
+    return next((m for m in members if get_origin(m) is tuple and isinstance(value, tuple | list)), None)
+
+
 def _is(hint: Any, value: Any) -> bool:
+    return _fits(hint)(value)
+
+
+@cache
+def _fits(hint: Any) -> Callable[[Any], bool]:
+    """Whether a value is of a type, as a function made once per type: a board reads very many records."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_is(one, value) for one in args)
-    if origin is not None:  # a container that got something else
-        return False
+    if hint is Any:
+        return lambda value: False  # `_check_type` looks closer
+    if origin in _UNIONS:
+        members = [_fits(member) for member in args]
+        return lambda value: any(fits(value) for fits in members)
+    if origin is tuple:
+        item = _fits(args[0])
+        return lambda value: isinstance(value, tuple) and all(map(item, value))
+    if origin is dict:
+        key, item = _fits(args[0]), _fits(args[1])
+        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(item, value.values()))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+    return lambda value: isinstance(value, hint)
 
 
-def _revive(hint: Any, value: Any, where: str) -> Any:
-    """JSON has no tuples, integer keys or groups: put them back. `_check_type` refuses what does not fit."""
+@cache
+def _reviver(hint: Any) -> Callable[[Any, str], Any] | None:
+    """JSON has no tuples, integer keys or groups: a function that puts them back, given a value and its place; None where
+    nothing has to be put back. What does not fit is left for `_check_type` to refuse."""
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Checked):
-        return from_json(hint, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_revive(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {
-            (_int_key(key, where) if args[0] is int else key): _revive(args[1], item, f"{where}[{key}]")
-            for key, item in value.items()
-        }
-    return value
+        return partial(from_json, hint)
+    if origin in _UNIONS:
+        lists = [member for member in args if get_origin(member) is tuple]
+        return _reviver(lists[0]) if lists else None
+    if origin is tuple:
+        item = _reviver(args[0])
+        return lambda value, where: _tuple(value, where, item)
+    if origin is dict:
+        return lambda value, where: _dict(value, where, args[0] is int, _reviver(args[1]))
+    return None
+
+
+def _tuple(value: Any, where: str, item: Callable[[Any, str], Any] | None) -> Any:
+    if not isinstance(value, list):
+        return value
+    return tuple(item(one, f"{where}[{index}]") for index, one in enumerate(value)) if item else tuple(value)
+
+
+def _dict(value: Any, where: str, integer_keys: bool, item: Callable[[Any, str], Any] | None) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        (_int_key(key, where) if integer_keys else key): item(one, f"{where}[{key}]") if item else one
+        for key, one in value.items()
+    }
 
 
 def _int_key(key: str, where: str) -> int:
@@ -166,7 +211,7 @@ def _int_key(key: str, where: str) -> int:
 def _name(hint: Any) -> str:
     """A hint in the words of a JSON file."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(_name(one) for one in args)
     if origin is tuple:
         return f"a list of {_name(args[0])}"

@@ -6,35 +6,66 @@ A row is one experiment over all folds of a data set. Its records agree in every
   otherwise the table is split;
 - the weights, which differ where a method is trained per fold. See `_weights_problem` for what must hold instead.
 Their metadata must agree as well: a mean over a fold selected on its test set and one that was not is no single number.
-Nothing is rounded here; `render` rounds what it shows to people.
+
+Tables hold one track each: what a method may have seen is not made up for by a better score. Rows share a rank where
+their difference is within the noise of the episodes (`statistics.shared_ranks`).
+Nothing is rounded here; the renderers round what they show to people.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from fssbench.errors import UserError, nearest
 from fssbench.files import sha256_text
 from fssbench.metrics.scores import mean
-from fssbench.results.record import Key, Metadata, ResultRecord
+from fssbench.results.entry import KEY_NAMES, Entry
+from fssbench.results.fields import Checked
+from fssbench.results.published import Published, published
+from fssbench.results.record import Metadata, ResultRecord
 
-Format = Literal["text", "md", "csv", "json"]
-FORMATS: tuple[Format, ...] = ("text", "md", "csv", "json")
+if TYPE_CHECKING:
+    from fssbench.results.statistics import Array
+
+Sampler = Callable[[Iterable[Entry]], Mapping[str, "Array"]]
+"""Results -> path -> bootstrap samples of their mIoU; `StoreIndex.samples` is one."""
 
 _PER_FOLD = ("fold", "manifest_sha256", "weights_sha256")
-_ROW_KEYS = tuple(field.name for field in fields(Key) if field.name not in _PER_FOLD)
+_ROW_KEYS = tuple(name for name in KEY_NAMES if name not in _PER_FOLD)
 _TABLE_KEYS = ("dataset", "protocol", "protocol_version", "shot", "resolution")
 
 
+class ClassCell(NamedTuple):
+    """A row's score on one class of one fold; an unrounded fraction in [0, 1]."""
+
+    fold: int
+    class_id: int
+    name: str
+    iou: float
+    episodes: int
+
+
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class FoldClasses(Checked):
+    """A row's scores on the classes of one fold, as columns."""
+
+    group: ClassVar[str] = "classes"
+    fold: int
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    ious: tuple[float, ...]
+    episodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Checked):
     """One method configuration with one seed over the folds of a data set; IoUs are unrounded fractions in [0, 1]."""
 
+    group: ClassVar[str] = "row"
     rank: int | None
-    """1 for the highest mean mIoU, equal for equal means; None where the row is not ranked."""
+    """1 for the best; shared by rows that the episodes cannot tell apart; None where the row is not ranked."""
     method: str
     config_hash: str
     seed: int
@@ -42,110 +73,183 @@ class Row:
     """mIoU of fold 0, 1, ...; None where the fold is missing or has several results."""
     miou: float | None
     """Mean of the folds' mIoU, None unless all folds are there and may be averaged."""
+    interval: tuple[float, ...]
+    """95 % interval of `miou`, low and high; empty where there is no mean or no episode table."""
+    fold_intervals: tuple[tuple[float, ...], ...]
+    """The same for every fold."""
     fb_iou: float | None
     """Mean of the folds' FB-IoU, None like `miou`."""
     episodes: int
     """Episodes of the folds that are there."""
+    classes: tuple[FoldClasses, ...]
     note: str
     """Why the row is not ranked; empty where it is."""
+    parameters: int | None
+    trained_parameters: int | None
+    seconds_per_episode: float | None
+    """Mean over all episodes of the folds that are there."""
+    peak_memory: int | None
+    """Largest of the folds, in bytes."""
+    devices: tuple[str, ...]
+    external: bool
+    """Whether the masks were made by another program."""
     manifests: dict[int, str]
     """Fold -> SHA-256 of its manifest."""
     weights: dict[int, str | None]
     """Fold -> SHA-256 of the weights."""
+    records: dict[int, str]
+    """Fold -> path of its record below the results folder."""
     metadata: Metadata
+
+    @property
+    def name(self) -> str:
+        """Short name: method and configuration."""
+        return f"{self.method}@{self.config_hash[:8]}"
+
+    def cells(self) -> Iterator[ClassCell]:
+        """The scores of all classes, by fold, then class."""
+        for part in self.classes:
+            for columns in zip(part.ids, part.names, part.ious, part.episodes, strict=True):
+                yield ClassCell(part.fold, *columns)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Checked):
     """Rows that were scored in the same way on the same episodes: ranked rows, best first, then the others by name."""
 
+    group: ClassVar[str] = "table"
     dataset: str
     protocol: str
     protocol_version: int
     shot: int
     resolution: str
+    track: str
     n_folds: int
     manifests: dict[int, str]
     """Fold -> SHA-256 of the manifest that every row of the table used."""
     manifest_id: str
     """Short name of `manifests`: equal for equal sets."""
     rows: tuple[Row, ...]
+    reported: tuple[Published, ...]
+    """Numbers that others published for this data set, shot and track; under other protocols, so never ranked."""
+
+    @property
+    def unranked(self) -> list[Row]:
+        """Rows without a rank."""
+        return [row for row in self.rows if row.rank is None]
+
+    def shares_rank(self, row: Row) -> bool:
+        """Whether another row has the same rank."""
+        return row.rank is not None and sum(other.rank == row.rank for other in self.rows) > 1
 
 
-def board(records: Iterable[ResultRecord]) -> list[Table]:
-    """Tables of all records, by data set, protocol, shot and resolution, and by manifests where they differ."""
-    experiments: dict[tuple[Any, ...], list[ResultRecord]] = defaultdict(list)
+def board(records: Iterable[ResultRecord | Entry], sampler: Sampler | None = None) -> list[Table]:
+    """Tables of all records, by data set, protocol, shot, resolution and track, and by manifests where they differ.
+
+    Without a `sampler` there are no intervals, and rows share a rank only where their means are equal.
+    """
+    experiments: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for record in records:
-        experiments[tuple(getattr(record.key, name) for name in _ROW_KEYS)].append(record)
-    grouped: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        entry = Entry.of(record) if isinstance(record, ResultRecord) else record
+        experiments[tuple(getattr(entry, name) for name in _ROW_KEYS)].append(entry)
+    grouped: dict[tuple[Any, ...], list[_Draft]] = defaultdict(list)
     for group in experiments.values():
-        grouped[tuple(getattr(group[0].key, name) for name in _TABLE_KEYS)].append(_row(group))
+        draft = _draft(group)
+        common = tuple(getattr(group[0], name) for name in _TABLE_KEYS)
+        grouped[(*common, draft.row.metadata.track)].append(draft)
     return [
-        _table(dict(zip(_TABLE_KEYS, group, strict=True)), manifests, rows)
+        _table(dict(zip((*_TABLE_KEYS, "track"), group, strict=True)), manifests, drafts, sampler)
         for group in sorted(grouped)
-        for manifests, rows in _comparable(grouped[group])
+        for manifests, drafts in _comparable(grouped[group])
     ]
 
 
-def render(tables: Iterable[Table], format: Format = "text", width: int = 100) -> str:
-    """The tables as text for a terminal (`width` columns, ASCII), as Markdown, or unrounded as CSV or JSON.
+@dataclass(frozen=True)
+class _Draft:
+    """A row without rank and intervals, and the results it is made of."""
 
-    Raises:
-        UserError: an unknown format.
-    """
-    from fssbench.results import rendering
-
-    if format not in FORMATS:
-        raise UserError(f"Leaderboard format '{format}' is not known.{nearest(format, FORMATS)}")
-    tables = list(tables)
-    if format == "text":
-        return rendering.text(tables, width)
-    return {"md": rendering.markdown, "csv": rendering.csv_text, "json": rendering.json_text}[format](tables)
+    row: Row
+    single: dict[int, Entry]
 
 
-def _row(group: list[ResultRecord]) -> Row:
-    """One experiment's records as an unranked row, with the reason if it must stay unranked."""
-    by_fold: dict[int, list[ResultRecord]] = defaultdict(list)
-    for record in group:
-        # the same result found in two stores is one result
-        if all(record.key != other.key or record.scores != other.scores for other in by_fold[record.key.fold]):
-            by_fold[record.key.fold].append(record)
+def _draft(group: list[Entry]) -> _Draft:
+    """One experiment's results as an unranked row, with the reason if it must stay unranked."""
+    by_fold: dict[int, list[Entry]] = defaultdict(list)
+    for entry in group:
+        if not any(entry.same_result(other) for other in by_fold[entry.fold]):
+            by_fold[entry.fold].append(entry)
     single = {fold: found[0] for fold, found in sorted(by_fold.items()) if len(found) == 1}
-    first = group[0]
-    n_folds = max(record.metadata.n_folds for record in group)
+    first, entries = group[0], list(single.values())
+    n_folds = max(entry.metadata.n_folds for entry in group)
     note = _problem(by_fold, single, n_folds)
-    return Row(
+    row = Row(
         rank=None,
-        method=first.key.method,
-        config_hash=first.key.config_hash,
-        seed=first.key.seed,
-        fold_miou=tuple(single[f].scores.miou if f in single else None for f in range(n_folds)),
-        miou=None if note else mean(r.scores.miou for r in single.values()),
-        fb_iou=None if note else mean(r.scores.fb_iou for r in single.values()),
-        episodes=sum(r.scores.episodes for r in single.values()),
+        method=first.method,
+        config_hash=first.config_hash,
+        seed=first.seed,
+        fold_miou=tuple(single[f].miou if f in single else None for f in range(n_folds)),
+        miou=None if note else mean(e.miou for e in entries),
+        interval=(),
+        fold_intervals=((),) * n_folds,
+        fb_iou=None if note else mean(e.fb_iou for e in entries),
+        episodes=sum(e.episodes for e in entries),
+        classes=tuple(_classes(e) for e in entries),
         note=note,
-        manifests={fold: r.key.manifest_sha256 for fold, r in single.items()},
-        weights={fold: r.key.weights_sha256 for fold, r in single.items()},
+        **_cost(entries),
+        devices=tuple(sorted({e.device for e in entries})),
+        external=any(e.origin == "external" for e in group),
+        manifests={fold: e.manifest_sha256 for fold, e in single.items()},
+        weights={fold: e.weights_sha256 for fold, e in single.items()},
+        records={fold: e.path for fold, e in single.items()},
         metadata=first.metadata,
+    )
+    return _Draft(row, single)
+
+
+def _classes(entry: Entry) -> FoldClasses:
+    return FoldClasses(
+        fold=entry.fold,
+        ids=entry.class_ids,
+        names=entry.class_names,
+        ious=entry.class_ious,
+        episodes=entry.class_episodes,
     )
 
 
-def _problem(by_fold: Mapping[int, list[ResultRecord]], single: Mapping[int, ResultRecord], n_folds: int) -> str:
-    """Why the records of one experiment do not make a mean over folds; empty where they do."""
+def _cost(entries: list[Entry]) -> dict[str, Any]:
+    """The cost of a row from that of its folds; None where a fold does not know it, or the folds disagree."""
+
+    def common(values: list[int | None]) -> int | None:
+        return values[0] if values and len(set(values)) == 1 else None
+
+    seconds = [e.seconds_per_episode for e in entries]
+    memory = [e.peak_memory for e in entries]
+    episodes = sum(e.episodes for e in entries)
+    total = [s * e.episodes for s, e in zip(seconds, entries, strict=True) if s is not None]
+    return {
+        "parameters": common([e.parameters for e in entries]),
+        "trained_parameters": common([e.trained_parameters for e in entries]),
+        "seconds_per_episode": sum(total) / episodes if entries and len(total) == len(entries) else None,
+        "peak_memory": None if None in memory else max((m for m in memory if m is not None), default=None),
+    }
+
+
+def _problem(by_fold: Mapping[int, list[Entry]], single: Mapping[int, Entry], n_folds: int) -> str:
+    """Why the results of one experiment do not make a mean over folds; empty where they do."""
     for fold in sorted(by_fold):
         if len(by_fold[fold]) > 1:
             return f"fold {fold} has {len(by_fold[fold])} different results; keep one"
     if len(single) < n_folds:
         missing = [str(fold) for fold in range(n_folds) if fold not in single]
         return f"{len(single)} of {n_folds} folds; missing {', '.join(missing)}"
-    records = list(single.values())
+    entries = list(single.values())
     for field in fields(Metadata):
-        if len({getattr(record.metadata, field.name) for record in records}) > 1:
+        if any(getattr(e.metadata, field.name) != getattr(entries[0].metadata, field.name) for e in entries):
             return f"folds differ in {field.name}"
-    return _weights_problem(records)
+    return _weights_problem(entries)
 
 
-def _weights_problem(records: list[ResultRecord]) -> str:
+def _weights_problem(entries: list[Entry]) -> str:
     """What is wrong with the weights of the folds; empty where they belong together.
 
     - Either every fold has weights or none.
@@ -153,8 +257,8 @@ def _weights_problem(records: list[ResultRecord]) -> str:
     - With training on base classes only (track `strict`) every fold has its own: one checkpoint for two folds was
       trained on classes that are novel in one of them.
     """
-    metadata = records[0].metadata
-    weights = [record.key.weights_sha256 for record in records]
+    metadata = entries[0].metadata
+    weights = [entry.weights_sha256 for entry in entries]
     if None in weights and len(set(weights)) > 1:
         return "some folds have weights, others none"
     if metadata.selection == "not trained" and len(set(weights)) > 1:
@@ -165,38 +269,61 @@ def _weights_problem(records: list[ResultRecord]) -> str:
     return ""
 
 
-def _comparable(rows: list[Row]) -> list[tuple[dict[int, str], list[Row]]]:
+def _comparable(drafts: list[_Draft]) -> list[tuple[dict[int, str], list[_Draft]]]:
     """Split rows so that every part used one manifest per fold.
 
     Complete rows make the parts; an incomplete row joins the largest part that it does not contradict.
     """
-    parts: list[tuple[dict[int, str], list[Row]]] = []
-    for row in sorted(rows, key=lambda r: (-len(r.manifests), sorted(r.manifests.items()), _order(r))):
-        fitting = [
-            part for part in parts if all(part[0].get(fold, sha256) == sha256 for fold, sha256 in row.manifests.items())
-        ]
+    parts: list[tuple[dict[int, str], list[_Draft]]] = []
+    for draft in sorted(drafts, key=lambda d: (-len(d.row.manifests), sorted(d.row.manifests.items()), _order(d))):
+        own = draft.row.manifests
+        fitting = [part for part in parts if all(part[0].get(fold, sha256) == sha256 for fold, sha256 in own.items())]
         if fitting:
             manifests, members = max(fitting, key=lambda part: len(part[1]))
-            manifests.update(row.manifests)
-            members.append(row)
+            manifests.update(own)
+            members.append(draft)
         else:
-            parts.append((dict(row.manifests), [row]))
+            parts.append((dict(own), [draft]))
     return parts
 
 
-def _table(group: dict[str, Any], manifests: dict[int, str], rows: list[Row]) -> Table:
-    ranked = sorted((r for r in rows if r.miou is not None), key=lambda r: (-(r.miou or 0.0), _order(r)))
-    means = [r.miou for r in ranked]
-    ranked = [replace(r, rank=means.index(r.miou) + 1) for r in ranked]
+def _table(group: dict[str, Any], manifests: dict[int, str], drafts: list[_Draft], sampler: Sampler | None) -> Table:
+    n_folds = max(len(d.row.fold_miou) for d in drafts)
+    ranked = sorted((d for d in drafts if d.row.miou is not None), key=lambda d: (-(d.row.miou or 0.0), _order(d)))
+    others = sorted((d for d in drafts if d.row.miou is None), key=_order)
+    rows = _with_intervals(ranked, others, sampler) if sampler else _by_mean(ranked, others)
     manifests = dict(sorted(manifests.items()))
     return Table(
         **group,
-        n_folds=max(len(r.fold_miou) for r in rows),
+        n_folds=n_folds,
         manifests=manifests,
         manifest_id=sha256_text("\n".join(f"{fold} {sha256}" for fold, sha256 in manifests.items()))[:8],
-        rows=(*ranked, *sorted((r for r in rows if r.miou is None), key=_order)),
+        rows=tuple(rows),
+        reported=published(group["dataset"], group["shot"], group["track"]),
     )
 
 
-def _order(row: Row) -> tuple[str, str, int]:
-    return row.method, row.config_hash, row.seed
+def _by_mean(ranked: list[_Draft], others: list[_Draft]) -> list[Row]:
+    means = [d.row.miou for d in ranked]
+    return [*(replace(d.row, rank=means.index(d.row.miou) + 1) for d in ranked), *(d.row for d in others)]
+
+
+def _with_intervals(ranked: list[_Draft], others: list[_Draft], sampler: Sampler) -> list[Row]:
+    from fssbench.results.statistics import intervals, mean_over, shared_ranks
+
+    drafts = [*ranked, *others]
+    samples = sampler(entry for draft in drafts for entry in draft.single.values())
+    means = [mean_over([samples[entry.path] for entry in draft.single.values()]) for draft in ranked]
+    of_paths = dict(zip(samples, intervals(list(samples.values())), strict=True))
+    ranks: list[int | None] = [*shared_ranks(means), *(None for _ in others)]
+    wholes: list[tuple[float, ...]] = [*intervals(means), *(() for _ in others)]
+    rows = []
+    for draft, rank, whole in zip(drafts, ranks, wholes, strict=True):
+        by_fold = {fold: of_paths[entry.path] for fold, entry in draft.single.items()}
+        of_folds = tuple(by_fold.get(fold, ()) for fold in range(len(draft.row.fold_miou)))
+        rows.append(replace(draft.row, rank=rank, interval=whole, fold_intervals=of_folds))
+    return rows
+
+
+def _order(draft: _Draft) -> tuple[str, str, int]:
+    return draft.row.method, draft.row.config_hash, draft.row.seed

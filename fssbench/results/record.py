@@ -18,9 +18,11 @@ from fssbench.errors import UserError, nearest
 from fssbench.files import sha256_text
 from fssbench.metrics.scores import COUNTS, iou_scores
 from fssbench.results.fields import Checked, check_plain, from_json, shown, to_json
+from fssbench.results.migration import migrated
 
-SCHEMA_VERSION = 1
-"""Version of the record and of the episode table; raised whenever a field is added, removed or changes its meaning."""
+SCHEMA_VERSION = 2
+"""Version of the record and of the episode table; raised whenever a field is added, removed or changes its meaning.
+Files of older versions are brought up to it when they are read (`fssbench.results.migration`)."""
 
 UNKNOWN = "unknown"
 """What a metadata field says where its author does not know; leaving the field out is not possible."""
@@ -41,6 +43,9 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "support_sampling": ("distinct", "with replacement"),
 }
 """Words allowed in the metadata fields that the board compares (protocols.md section 7), besides `unknown`."""
+
+ORIGINS = ("fssbench", "external")
+"""Who made the predictions: fssbench itself, or another program whose masks `fssbench score` counted."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -135,6 +140,28 @@ class Scores(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost(Checked):
+    """What the numbers cost; null where it is not known (older records, predictions of another program)."""
+
+    group: ClassVar[str] = "cost"
+    parameters: int | None
+    """Weights of the whole method, frozen ones included."""
+    trained_parameters: int | None
+    """Those of them that training changes; 0 without training."""
+    seconds_per_episode: float | None
+    """Mean of the episode table's `seconds`: forward pass to counted mask, without reading the data."""
+    peak_memory: int | None
+    """Largest memory in bytes during the test, of one process: allocated on the GPU, or resident without one."""
+
+    def _check(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            self.require(value is None or value >= 0, field.name, "0 or more, or null")
+        if self.parameters is not None and self.trained_parameters is not None:
+            self.require(self.trained_parameters <= self.parameters, "trained_parameters", f"up to {self.parameters}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metadata(Checked):
     """What a reader must know before comparing two numbers (protocols.md section 7); the same on all folds of a row.
 
@@ -190,6 +217,8 @@ class Provenance(Checked):
     """How to make the numbers again."""
 
     group: ClassVar[str] = "provenance"
+    origin: str
+    """One of `ORIGINS`."""
     command: tuple[str, ...]
     """The command line, word by word."""
     config: dict[str, Any]
@@ -222,18 +251,21 @@ class Provenance(Checked):
     """SHA-256 of the canonical episode text (protocols.md 2.3), null for a protocol without one."""
     mask_renderer: str
     image_filter: str
-    network_input: tuple[int, int]
-    """Height and width of the network input in pixels."""
+    network_input: tuple[int, int] | None
+    """Height and width of the network input in pixels; None where it is not known (predictions of another program)."""
     interpolation: dict[str, str]
     """What was resized (image, mask, logits, ...) -> identifier of the rule and its implementation."""
     skipped: tuple[str, ...]
     """Episodes that failed or were patched, and other events that a reader must know; empty for a clean run."""
 
     def _check(self) -> None:
+        self.require(self.origin in ORIGINS, "origin", " or ".join(ORIGINS))
         self.require(self.processes >= 1, "processes", "at least 1")
         self.require(self.seconds >= 0, "seconds", "0 or more")
-        two_sides = len(self.network_input) == 2 and min(self.network_input) > 0
-        self.require(two_sides, "network_input", "height and width in pixels")
+        sides = self.network_input
+        self.require(
+            sides is None or (len(sides) == 2 and min(sides) > 0), "network_input", "height and width in pixels"
+        )
         paired = (self.checkpoint is None) == (self.checkpoint_sha256 is None)
         self.require(paired, "checkpoint_sha256", "a hash where there is a checkpoint, null where there is none")
         _require_sha256(self, "checkpoint_sha256", "backbone_sha256", "episodes_sha256")
@@ -254,6 +286,7 @@ class ResultRecord(Checked):
     schema_version: int = SCHEMA_VERSION
     key: Key
     scores: Scores
+    cost: Cost
     metadata: Metadata
     provenance: Provenance
 
@@ -272,7 +305,7 @@ class ResultRecord(Checked):
 
 
 def read_record(path: str | Path) -> ResultRecord:
-    """Read and check a record.
+    """Read and check a record; one of an older schema version comes back as one of the present version.
 
     Raises:
         UserError: the file is missing, is not JSON, or breaks the schema; names the file and the field.
@@ -281,8 +314,8 @@ def read_record(path: str | Path) -> ResultRecord:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise UserError(f"schema_version is {version}, this fssbench reads {SCHEMA_VERSION}: update fssbench")
-        return from_json(ResultRecord, data, "record")
+            raise UserError(f"schema_version is {version}, this fssbench reads up to {SCHEMA_VERSION}: update fssbench")
+        return from_json(ResultRecord, migrated(data), "record")
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}. Check the path and permissions.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

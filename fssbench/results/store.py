@@ -8,8 +8,10 @@ A JSON file that is there is complete, and so is its table. Reading records need
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,15 @@ class Damaged(NamedTuple):
 
     path: Path
     reason: str
+
+
+class File(NamedTuple):
+    """A JSON file of the store."""
+
+    path: str
+    """Below the root, with slashes."""
+    stamp: str
+    """Sizes and times of the file and its table."""
 
 
 class Contents(NamedTuple):
@@ -77,26 +88,44 @@ class ResultStore:
                     write_table(rows, table_file)
         return path
 
+    def files(self) -> list[File]:
+        """The JSON files of the store with stamps that change when they or their tables do, by path."""
+        found = []
+        for folder in self.root.glob("*/*/*@*"):
+            stamps = _stamps(folder)
+            for name in fnmatch.filter(stamps, "*.json"):
+                table = stamps.get(f"{name.removesuffix('.json')}.parquet", "no table")
+                found.append(File((folder / name).relative_to(self.root).as_posix(), f"{stamps[name]} {table}"))
+        return sorted(found)
+
+    def read(self, path: Path) -> ResultRecord:
+        """The record in a JSON file of this store.
+
+        Of its table it is only checked that it exists (`verify` reads it).
+
+        Raises:
+            UserError: the record is damaged, lies where another belongs, or has no table.
+        """
+        record = read_record(path)
+        if path != self.path(record.key):
+            raise UserError(f"{path}: its key belongs to {self.path(record.key)}; was the file moved or renamed?")
+        if not path.with_suffix(".parquet").is_file():
+            table = f"{path.stem}.parquet"
+            raise UserError(f"{path}: the episode table {table} is missing; restore it or run the test again.")
+        return record
+
     def read_all(self) -> Contents:
         """All records, sorted by path, and the files that are not usable results with the reason.
 
-        Reads the JSON files only; of a table it is only checked that it exists (`verify` reads it).
+        Reads the JSON files only. `StoreIndex` does the same for very many results, and compares the tables too.
         """
         contents = Contents([], [])
-        for path in sorted(self.root.glob("*/*/*@*/fold*_shot*_seed*.json")):
+        for name, _ in self.files():
+            path = self.root / name
             try:
-                record = read_record(path)
+                contents.records.append(self.read(path))
             except UserError as error:
                 contents.damaged.append(Damaged(path, str(error)))
-                continue
-            if path != self.path(record.key):
-                reason = f"{path}: its key belongs to {self.path(record.key)}; was the file moved or renamed?"
-                contents.damaged.append(Damaged(path, reason))
-            elif not path.with_suffix(".parquet").is_file():
-                reason = f"{path}: the episode table {path.stem}.parquet is missing; restore it or run the test again."
-                contents.damaged.append(Damaged(path, reason))
-            else:
-                contents.records.append(record)
         return contents
 
     def find(self, **key: Any) -> list[ResultRecord]:
@@ -117,7 +146,11 @@ class ResultStore:
         Raises:
             UserError: the table is missing or damaged.
         """
-        return read_table(self.path(record.key).with_suffix(".parquet"))
+        return self.rows_of(self.path(record.key))
+
+    def rows_of(self, path: Path) -> list[EpisodeRow]:
+        """The episode table beside a JSON file, ascending by episode. Raises as `rows` does."""
+        return read_table(path.with_suffix(".parquet"))
 
     def verify(self, record: ResultRecord) -> None:
         """Recompute every score of a record from its episode table.
@@ -153,6 +186,20 @@ class ResultStore:
             yield
         finally:
             lock.release()
+
+
+def _stamps(folder: Path) -> dict[str, str]:
+    """Name -> size and time of the results in a folder; what a writer renames meanwhile is left out."""
+    found = {}
+    try:
+        for entry in os.scandir(folder):
+            if fnmatch.fnmatch(entry.name, "fold*_shot*_seed*"):
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    found[entry.name] = f"{status.st_size}@{status.st_mtime_ns}"
+    except NotADirectoryError:
+        pass
+    return found
 
 
 def _difference(path: Path, key: Key) -> str:

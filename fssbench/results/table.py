@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fssbench.errors import UserError
-from fssbench.metrics.scores import COUNTS, IoUScores, iou_scores
+from fssbench.metrics.scores import COUNTS, IoUScores, iou_scores, mean
 from fssbench.results.fields import Checked
 from fssbench.results.record import SCHEMA_VERSION, ClassScore, ResultRecord, Scores
 
@@ -33,6 +33,8 @@ class EpisodeRow(Checked):
     fg_union: int
     bg_intersection: int
     bg_union: int
+    fg_target: int | None
+    """Foreground pixels of the query's ground truth: the size of the object. None in tables of schema version 1."""
     seconds: float
     """Wall-clock time of the forward pass, shared equally among the episodes of a batch."""
 
@@ -40,6 +42,9 @@ class EpisodeRow(Checked):
         for part in ("fg", "bg"):
             union = getattr(self, f"{part}_union")
             self.require(0 <= getattr(self, f"{part}_intersection") <= union, f"{part}_intersection", f"0 to {union}")
+        if self.fg_target is not None:
+            possible = self.fg_intersection <= self.fg_target <= self.fg_union
+            self.require(possible, "fg_target", f"{self.fg_intersection} to {self.fg_union}")
         self.require(self.seconds >= 0, "seconds", "0 or more")
 
 
@@ -111,7 +116,14 @@ def recompute(record: ResultRecord, rows: Sequence[EpisodeRow]) -> Scores:
             if name == "class_iou":
                 detail = f" of class {', '.join(str(c) for c in found if told[c] != found[c])}"
             raise UserError(f"The record and its episode table differ in {name}{detail}; one is of another run.")
+    if record.cost.seconds_per_episode not in (None, seconds_per_episode(rows)):
+        raise UserError("The record and its episode table differ in seconds_per_episode; one is of another run.")
     return scores
+
+
+def seconds_per_episode(rows: Sequence[EpisodeRow]) -> float:
+    """Mean time of an episode in seconds; does not depend on the order of the rows."""
+    return mean(row.seconds for row in rows)
 
 
 def write_table(rows: Iterable[EpisodeRow], path: str | Path) -> None:
@@ -119,7 +131,7 @@ def write_table(rows: Iterable[EpisodeRow], path: str | Path) -> None:
     import pyarrow.parquet as parquet
 
     ordered = sorted(rows, key=lambda row: row.episode_id)
-    schema = _schema()
+    schema = _schema(SCHEMA_VERSION)
     columns = {name: [getattr(row, name) for row in ordered] for name in schema.names}
     parquet.write_table(_pyarrow().table(columns, schema=schema), path)
 
@@ -139,22 +151,34 @@ def read_table(path: str | Path) -> list[EpisodeRow]:
     except (OSError, _pyarrow().ArrowException) as error:
         raise UserError(f"Cannot read the episode table {path} ({error}): restore it or run the test again.") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
-    if version != str(SCHEMA_VERSION):
-        raise UserError(f"{path}: schema version is {version}, this fssbench reads {SCHEMA_VERSION}: update fssbench.")
-    if not table.schema.equals(_schema()):
-        raise UserError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(_schema())}.")
+    if version not in _SINCE:
+        known = f"up to {SCHEMA_VERSION}"
+        raise UserError(f"{path}: schema version is {version}, this fssbench reads {known}: update fssbench.")
+    expected = _schema(int(version))
+    if not table.schema.equals(expected):
+        raise UserError(f"{path}: columns are {_columns(table.schema)}, expected {_columns(expected)}.")
+    absent = dict.fromkeys(set(_schema(SCHEMA_VERSION).names) - set(expected.names))
     try:
-        return [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"] or ())}) for row in table.to_pylist()]
+        return [
+            EpisodeRow(**{**absent, **row, "support_keys": tuple(row["support_keys"] or ())})
+            for row in table.to_pylist()
+        ]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _schema() -> pyarrow.Schema:
-    """Columns of the table, from the fields of `EpisodeRow`."""
+_SINCE: dict[str, tuple[str, ...]] = {"1": (), "2": ("fg_target",)}
+"""Schema version -> columns that were new in it."""
+
+
+def _schema(version: int) -> pyarrow.Schema:
+    """Columns of the table in a schema version, from the fields of `EpisodeRow`."""
     pa = _pyarrow()
     arrow = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "tuple[str, ...]": pa.list_(pa.string())}
-    columns = [(field.name, arrow[str(field.type)]) for field in fields(EpisodeRow)]
-    return pa.schema(columns, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    arrow["int | None"] = pa.int64()
+    later = {name for number, names in _SINCE.items() if int(number) > version for name in names}
+    columns = [(field.name, arrow[str(field.type)]) for field in fields(EpisodeRow) if field.name not in later]
+    return pa.schema(columns, metadata={_VERSION_KEY: str(version).encode()})
 
 
 def _columns(schema: pyarrow.Schema) -> str:

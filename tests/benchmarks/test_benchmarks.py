@@ -31,6 +31,12 @@ def test_startup(tmp_path: Path) -> None:
     assert all(float(row[1]) > 0 for row in rows)
 
 
+def test_board(tmp_path: Path) -> None:
+    rows = run("board.py", tmp_path, "--records", "40", "--episodes", "20")
+    assert [row[0] for row in rows][3:] == ["large, first", "large, changed", "large, unchanged"]
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
+
+
 def test_data_pipeline(tmp_path: Path) -> None:
     rows = run(
         "data_pipeline.py",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fssbench.cli import grid, main
+from fssbench.cli import grid, launching, main
 from fssbench.cli.grid import cell_arguments, option, split_grid
+from fssbench.cli.launching import Cell, LocalLauncher, Outcome, SubmititLauncher
+from fssbench.cli.suite import read_suite
 from fssbench.errors import UserError
 from fssbench.results.store import ResultStore
 
@@ -62,16 +67,22 @@ def test_the_last_of_an_option_counts() -> None:
 
 @pytest.fixture
 def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands of the cells, which are run in this process: imports take longer than the runs."""
+    """Arguments of the cells, which are run in this process: imports take longer than the runs."""
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def call(command: list[str], **kwargs: Any) -> int:
-        commands.append(command)
-        assert command[:3] == [sys.executable, "-m", "fssbench"]
-        return main(command[3:])
+    def run_here(self: LocalLauncher, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        for cell in cells:
+            commands.append(cell.arguments)
+            err = io.StringIO()
+            with redirect_stderr(err):
+                status = main(cell.arguments)
+            if status == 130:
+                raise KeyboardInterrupt
+            lines = err.getvalue().splitlines() or [""]
+            yield cell, Outcome(status, lines[-1].removeprefix("fssbench: "), 1.0, "")
 
-    monkeypatch.setattr(grid.subprocess, "call", call)
+    monkeypatch.setattr(LocalLauncher, "run", run_here)
     return commands
 
 
@@ -81,7 +92,8 @@ def test_all_folds_and_shots_of_a_data_set(cells: list[list[str]], capsys: pytes
     assert [(r.key.fold, r.key.shot) for r in records] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert len({r.key.manifest_sha256 for r in records}) == 4
     text = capsys.readouterr().out
-    assert "== test 4/4: fold 1 shot 2" in text
+    assert "== test 4/4: fold 1 shot 2: done, 1 s\n" in text
+    assert "== test 3/4: fold 1 shot 1: done, 1 s; 1 left, about 1 s, until " in text
     assert text.count("mIoU") >= 5, "a line for each run, and the board"
     # the same once more runs nothing
     assert main(["test", *TOY, "--folds=1", "--shots=2", "--results", "out"]) == 0
@@ -91,15 +103,135 @@ def test_all_folds_and_shots_of_a_data_set(cells: list[list[str]], capsys: pytes
 def test_a_failed_run_does_not_stop_the_others(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", *TOY, "--folds", "0", "7", "1"]) == 1
     assert [r.key.fold for r in ResultStore("results").read_all().records] == [0, 1]
-    assert "1 of 3 runs failed: fold 7" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "1 of 3 runs failed: fold 7" in err
+    assert "failed: fold 7: toy has folds 0 to 1, not data.fold=7." in err
+    assert "fold 7: failed (toy has folds" in out
 
 
-def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid.subprocess, "call", lambda command: calls.append(command) or 130)
-    assert main(["fit", *TOY, "--folds", "0", "1"]) == 130
+def test_seeds_and_several_methods_in_one_command(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    for name, bias in (("one", 0.5), ("two", 0.3)):
+        Path(f"{name}.yaml").write_text(f"model: {{class_path: tests.toy.FreeMethod, init_args: {{bias: {bias}}}}}\n")
+    common = ["--data", "tests.toy.Toy", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert main(["test", "--methods", "one.yaml", "two", *common, "--seeds", "0", "3", "--folds", "1"]) == 0
+    records = ResultStore("results").read_all().records
+    assert [(r.key.method, r.key.seed) for r in records] == [("one", 0), ("one", 3), ("two", 0), ("two", 3)]
+    assert [" ".join(c).count("one.yaml") for c in cells] == [1, 1, 0, 0]
+
+
+SUITE = """# Two biases of the toy method
+methods:
+  low: {model.bias: 0.3}
+  high: {model.bias: 0.7}
+model: tests.toy.FreeMethod
+data: tests.toy.Toy
+trainer.accelerator: cpu
+trainer.enable_progress_bar: false
+folds: all
+shots: [1]
+results: out
+"""
+
+
+def test_a_suite_runs_what_is_missing(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("suite.yaml").write_text(SUITE)
+    assert main(["test", "--suite", "suite.yaml", "--folds", "1"]) == 0
+    assert [(r.key.method, r.key.fold) for r in ResultStore("out").read_all().records] == [("high", 1), ("low", 1)]
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("fold1*")}
+    assert main(["test", "--suite", "suite.yaml"]) == 0
+    assert len(cells) == 2 + 4
+    assert len(ResultStore("out").read_all().records) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "low fold 0 shot 1: done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("shots: [1]\n", "`methods` must hold"),
+        ("methods: {a: x}\n", "methods.a must hold options"),
+        ("methods: {a: {}}\nshots: [[1]]\n", "`shots` must be a number"),
+        ("methods: {a: {}}\nshots: [one]\n", ""),
+        ("methods: {a: {trainer: {devices: 1}}}\n", "write deeper keys with dots"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused(here: Path, content: str, expected: str) -> None:
+    Path("suite.yaml").write_text(content)
+    if expected:
+        with pytest.raises(UserError, match=expected):
+            read_suite("suite.yaml")
+    else:
+        assert read_suite("suite.yaml")[2] == {"shots": ["one"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--jobs 2 --data tests.toy.Toy", "--jobs belongs to several runs"),
+        ("--folds 0 --jobs many", "--jobs needs a number; got 'many'"),
+        ("--folds 0 --jobs", "--jobs needs a value"),
+        ("--folds 0 --jobs 0", "--jobs is 0, expected at least 1"),
+        ("--folds 0 --launcher slrum", "Did you mean 'slurm'?"),
+        ("--folds 0 --slurm timeout_min=5", "--slurm belongs to --launcher slurm"),
+        ("--folds 0 --slurm fast", "--slurm 'fast' is not KEY=VALUE"),
+        ("--folds 0 --name x{seed}", "{seed} is used, but --seeds is not given"),
+        ("--folds 0 --name {method}", "{method} is used, but --methods is not given"),
+    ],
+)
+def test_mistakes_in_the_words_of_a_grid_are_refused(here: Path, words: str, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        grid.run("test", words.split())
+
+
+# -- launchers, with real processes of light verbs ----------------------------------------------------------------------
+
+
+def _cells(*verbs: str) -> list[Cell]:
+    return [Cell(f"cell {number}", verb.split()) for number, verb in enumerate(verbs)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_cells_run_in_processes_of_their_own(jobs: int, capfd: pytest.CaptureFixture[str]) -> None:
+    ended = LocalLauncher(jobs).run(_cells("--version", "tets", "--version"))
+    found = {cell.name: outcome for cell, outcome in ended}
+    assert sorted((name, outcome.state) for name, outcome in found.items()) == [
+        ("cell 0", "done"),
+        ("cell 1", "failed"),
+        ("cell 2", "done"),
+    ]
+    failed = next(outcome for outcome in found.values() if outcome.status)
+    assert failed.message == "Unknown verb 'tets'. Did you mean 'test'? See fssbench --help."
+    shown = capfd.readouterr().out + "".join(outcome.output for outcome in found.values())
+    assert shown.count("fssbench ") == 2
+
+
+def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def interrupted(arguments: list[str], live: bool) -> Outcome:
+        calls.append(arguments)
+        return Outcome(130, "interrupted", 0.0, "")
+
+    monkeypatch.setattr(launching, "run_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalLauncher().run(_cells("--version", "--version")))
     assert len(calls) == 1
+
+
+def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="needs the extra slurm: pip install 'fssbench[slurm]'")
+    launcher = SubmititLauncher("local", 2, {"timeout_min": 2}, tmp_path / "jobs")
+    found = {cell.name: outcome for cell, outcome in launcher.run(_cells("--version", "tets"))}
+    assert {name: outcome.state for name, outcome in found.items()} == {"cell 0": "done", "cell 1": "failed"}
+    assert found["cell 0"].output.startswith("fssbench ")
+    assert "Unknown verb 'tets'" in found["cell 1"].message
+    with pytest.raises(UserError, match="--slurm: .*speed"):
+        SubmititLauncher("local", 1, {"speed": 5}, tmp_path / "jobs")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (89, "89 s"), (100, "2 min"), (12_000, "3 h 20 min")])
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert grid.duration(seconds) == words
 
 
 def test_a_wrong_configuration_is_refused_before_any_run(

@@ -162,6 +162,33 @@ def test_a_test_writes_one_record_that_can_be_recomputed(fitted: Path, capsys: O
     assert "colourmethod" in capsys.readouterr().out
 
 
+def test_trackers_get_the_numbers_of_the_record(here: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tracked"]
+    assert main(["test", *FREE, *logger]) == 0
+    (record,) = records()
+    (events,) = Path("tracked").rglob("events.out.tfevents*")
+    content = EventAccumulator(str(events)).Reload()
+    (miou,) = content.Scalars("result/miou")
+    assert miou.value == pytest.approx(record.scores.miou, rel=1e-6)  # TensorBoard keeps float32
+    for score in record.scores.class_iou.values():
+        assert content.Scalars(f"result/class_iou/{score.name}")[0].value == pytest.approx(score.iou, rel=1e-6)
+
+
+def test_a_record_says_what_the_run_cost(fitted: Path) -> None:
+    assert main(["test", *LOADED]) == 0
+    cost = records()[0].cost
+    assert (cost.parameters, cost.trained_parameters) == (12 + 4 + 2, 2)
+    assert cost.seconds_per_episode is not None
+    assert 0 < cost.seconds_per_episode < 60
+    assert cost.peak_memory is not None
+    assert cost.peak_memory > 2**20
+    rows = ResultStore("results").rows(records()[0])
+    data = Toy().dataset
+    assert [row.fg_target for row in rows] == [int((data.read_mask(r.query_key, r.class_id) == 1).sum()) for r in rows]
+
+
 def test_a_result_is_kept_replaced_or_an_error(fitted: Path, capsys: Output, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["test", *LOADED]) == 0
     path = ResultStore("results").path(records()[0].key)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fssbench.files import sha256_text
-from fssbench.results.record import Key, Metadata, Provenance, ResultRecord, config_hash
+from fssbench.results.record import Cost, Key, Metadata, Provenance, ResultRecord, config_hash
 from fssbench.results.table import EpisodeRow, scores_from
 
 NAMES = {3: "bird", 7: "car"}
@@ -25,6 +25,7 @@ def make_rows(shift: int = 0, shot: int = 1) -> list[EpisodeRow]:
             fg_union=100,
             bg_intersection=900,
             bg_union=1000 - hit - shift,
+            fg_target=60 + 10 * i,
             seconds=0.25,
         )
         for i, (class_id, query, hit) in enumerate([(3, "a", 10), (3, "a", 31), (7, "b", 40), (7, "c", 17)])
@@ -64,7 +65,9 @@ def make_record(rows: list[EpisodeRow] | None = None, **changes: Any) -> ResultR
         backbone="vit_base_patch14_dinov2",
         backbone_pretraining="LVD-142M",
     )
+    cost = Cost(parameters=86_000_000, trained_parameters=0, seconds_per_episode=0.25, peak_memory=2**30)
     provenance = Provenance(
+        origin="fssbench",
         command=("fssbench", "test", "--config", "methods/prototype.yaml"),
         config={"model": METHOD_CONFIG, "seed_everything": 0},
         method_config=method_config,
@@ -90,7 +93,7 @@ def make_record(rows: list[EpisodeRow] | None = None, **changes: Any) -> ResultR
         interpolation={"image": "torch-bilinear-antialias", "mask": "numpy-nearest"},
         skipped=(),
     )
-    groups: dict[str, Any] = {"key": key, "metadata": metadata, "provenance": provenance}
+    groups: dict[str, Any] = {"key": key, "cost": cost, "metadata": metadata, "provenance": provenance}
     for name, group in groups.items():
         mine = {field: changes.pop(field) for field in list(changes) if hasattr(group, field)}
         groups[name] = replace(group, **mine)

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 
 from fssbench.errors import UserError
 from fssbench.files import sha256_text
-from fssbench.results.leaderboard import FORMATS, Row, Table, board, render
+from fssbench.results.fields import from_json
+from fssbench.results.leaderboard import Row, Table, board
 from fssbench.results.record import ResultRecord
+from fssbench.results.rendering import FORMATS, Format, render
+from fssbench.results.views import SHOWS, Show
 from tests.results.make import make_record, make_rows
 
 LONG_NAME = "a-method-with-a-long-name"
@@ -63,7 +67,9 @@ def test_highest_mean_is_first_and_equal_means_share_a_rank() -> None:
 
 def test_difference_below_what_is_shown_still_decides() -> None:
     rows = make_rows()
-    more = [replace(r, fg_union=r.fg_union * 10**6, fg_intersection=r.fg_intersection * 10**6) for r in rows]
+    more = [
+        replace(r, fg_union=r.fg_union * 10**6, fg_intersection=r.fg_intersection * 10**6, fg_target=None) for r in rows
+    ]
     best = [replace(more[0], fg_intersection=more[0].fg_intersection + 1), *more[1:]]
     (table,) = board([make_record(more, n_folds=1, method="a"), make_record(best, n_folds=1, method="b")])
     assert _ranks(table) == [(1, "b"), (2, "a")]
@@ -175,25 +181,61 @@ def test_the_same_result_twice_is_one_and_two_results_of_a_fold_are_none() -> No
 
 
 def _example() -> list[Table]:
+    """A table of four rows with 1 shot, one with 5 shots that others published numbers for, and one of another track."""
     names = {"comp": 3, LONG_NAME: 5, "prototype": 0}
-    records = [r for name, shift in names.items() for r in _folds(name, shift, selection="best-on-test (legacy)")]
-    records += _folds("part", folds=(1,), track="test-time-tuning")
+    legacy = {"selection": "best-on-test (legacy)"}
+    records = [r for name, shift in names.items() for r in _folds(name, shift, **legacy)]
+    records += _folds("part", folds=(1,), **legacy) + _folds("tuned", track="test-time-tuning")
     records += _folds("comp", dataset="fss-1000", folds=(0,), n_folds=1, shot=5)
     return board(records)
 
 
-def test_text_fits_100_columns_and_is_plain() -> None:
-    text = render(_example())
+def test_tracks_are_kept_apart() -> None:
+    found = {(t.dataset, t.shot, t.track): [row.method for row in t.rows] for t in _example()}
+    assert found == {
+        ("fss-1000", 5, "training-free"): ["comp"],
+        ("pascal-5i", 1, "test-time-tuning"): ["tuned"],
+        ("pascal-5i", 1, "training-free"): [LONG_NAME, "comp", "prototype", "part"],
+    }
+
+
+def _shown(format: Format, show: Show = "board") -> str:
+    """The example without published numbers."""
+    return render(_example(), format, show=show, reported=False)
+
+
+@pytest.mark.parametrize("show", SHOWS)
+def test_text_fits_100_columns_and_is_plain(show: Show) -> None:
+    text = _shown("text", show)
     assert text.isascii()
     assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 100
+    if show == "board":
+        assert max(map(len, text.splitlines())) <= 100
     assert not any(line != line.rstrip() for line in text.splitlines())
-    assert "fss-1000, clean-v1 v1, 5-shot, scored at original size, manifests " in text
+    assert "fss-1000, clean-v1 v1, 5-shot, scored at original size, track training-free, manifests " in text
+
+
+def test_text_shows_score_and_cost_side_by_side() -> None:
+    text = _shown("text")
     (line,) = (line for line in text.splitlines() if line.startswith("2 comp"))
-    assert line.split()[-7:] == ["27.50", "29.50", "31.50", "33.50", "30.50", "61.67", "16"]
+    assert line.split()[3:] == ["27.50", "29.50", "31.50", "33.50", "30.50", "61.67", "86M", "0", "0.25", "1.00"]
     (line,) = (line for line in text.splitlines() if line.startswith("- part"))
-    assert line.split()[-7:] == ["-", "26.50", "-", "-", "-", "-", "4"]
+    assert line.split()[3:] == ["-", "26.50", "-", "-", "-", "-", "86M", "0", "0.25", "1.00"]
     assert "part@111e31ae seed 0: not ranked, 1 of 4 folds; missing 0, 2, 3." in text
+    assert "selection best-on-test (legacy); seed 0; device cpu" in text, "said once, for all rows"
+
+
+def test_what_rows_do_not_share_becomes_a_column() -> None:
+    (table,) = board(_folds("one") + _folds("one", seed=1))
+    header = next(line for line in render([table]).splitlines() if line.startswith("#"))
+    assert header.split()[:5] == ["#", "method", "config", "seed", "fold0"]
+
+
+def test_folds_classes_and_cost_have_views_of_their_own() -> None:
+    assert "27.50" in _shown("text", "folds")
+    lines = [line for line in _shown("text", "classes").splitlines() if line.split()[:3] == ["0", "3", "bird"]]
+    assert max(lines, key=len).split()[3:] == ["2", "25.50", "23.50", "20.50", "-"], "the incomplete row has no fold 0"
+    assert "cpu" in _shown("text", "cost").split("GiB")[1]
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
@@ -207,42 +249,77 @@ def test_no_number_is_ever_cut(width: int) -> None:
     assert [cell for cell in line.split() if "." in cell][:9] == [
         f"{100 * miou:.2f}" for miou in table.rows[0].fold_miou if miou
     ]
-    assert line.split()[-1] == "36"
+    assert line.split()[-1] == "1.00"
 
 
 def test_markdown_has_one_table_per_board() -> None:
-    blocks = render(_example(), "md").split("### ")[1:]
-    assert len(blocks) == 2
-    lines = [line for line in blocks[1].splitlines() if line.startswith("|")]
+    blocks = _shown("md").split("### ")[1:]
+    assert len(blocks) == 3
+    lines = [line for line in blocks[2].splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith(f"| 1 | {LONG_NAME} | 111e31ae | training-free | best-on-test (legacy) | 0 | 29.50 |")
-    assert "- part@111e31ae seed 0: not ranked" in blocks[1]
+    assert lines[2].startswith(f"| 1 | {LONG_NAME} | 111e31ae | 29.50 |")
+    assert "- part@111e31ae seed 0: not ranked" in blocks[2]
+
+
+def test_latex_is_ready_to_paste() -> None:
+    text = render(_example(), "latex")
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == text.count("\\toprule") == 5
+    for block in text.split("\\begin{tabular}")[1:]:
+        head, *rows = [line for line in block.splitlines() if line.endswith(" \\\\")]
+        assert {line.count(" & ") for line in rows} == {head.count(" & ")}
+        align = block[block.index("{") + 1 : block.index("}")]
+        assert len(align) == head.count(" & ") + 1
+    assert f"1 & {LONG_NAME} & " in text
+    assert "\\textbf{32.50}" in text
+    assert "\\textit{Matcher} & \\textit{DINOv2-L + SAM-H}" in text
+    assert not re.search(r"(?<!\\)[_&%]", re.sub(" & |^%.*", "", text, flags=re.M))
 
 
 def test_csv_is_unrounded_and_has_one_header() -> None:
     tables = _example()
-    lines = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
+    lines = list(csv.DictReader(io.StringIO(render(tables, "csv", reported=False))))
     rows = [row for table in tables for row in table.rows]
     assert [line["method"] for line in lines] == [row.method for row in rows]
     for line, row in zip(lines, rows, strict=True):
+        assert line["kind"] == "measured"
         assert line["miou"] == ("" if row.miou is None else repr(row.miou))
         told = [line[f"miou_fold{fold}"] for fold in range(4)]
         assert told == ["" if v is None else repr(v) for v in (*row.fold_miou, None, None, None)[:4]]
         assert line["contamination"] == "unlabelled images"
         assert line["note"] == row.note
+        assert line["peak_memory"] == str(2**30)
 
 
-def test_json_is_unrounded() -> None:
+def test_json_is_unrounded_and_can_be_read_back() -> None:
     tables = _example()
     data = json.loads(render(tables, "json"))
-    assert [t["dataset"] for t in data] == [t.dataset for t in tables]
-    assert [r["miou"] for r in data[1]["rows"]] == [r.miou for r in tables[1].rows]
-    assert data[1]["rows"][0]["metadata"]["contamination"] == ["unlabelled images"]
-    assert data[1]["manifests"]["3"] == sha256_text("manifest 3")
+    assert [r["miou"] for r in data[2]["rows"]] == [r.miou for r in tables[2].rows]
+    assert data[2]["rows"][0]["metadata"]["contamination"] == ["unlabelled images"]
+    assert data[2]["manifests"]["3"] == sha256_text("manifest 3")
+    assert [from_json(Table, table, "table") for table in data] == tables
+
+
+def test_reported_numbers_are_told_from_measured_ones() -> None:
+    tables = _example()
+    text = render(tables)
+    assert text.index("reported by others: fss-1000, 5-shot") > text.index("fss-1000, clean-v1")
+    assert "not measured here" in text
+    assert "reported by others" not in _shown("text")
+    lines = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
+    (line,) = (line for line in lines if line["method"] == "Matcher" and line["dataset"] == "fss-1000")
+    assert (line["kind"], line["rank"], line["miou"], line["shot"]) == ("reported", "", "0.8961", "5")
+    assert line["source"] == "arXiv 2305.13310; repository logs; verified"
 
 
 def test_no_results() -> None:
-    assert [render([], format) for format in FORMATS] == ["No results.\n", "No results.\n", "", "[]\n"]
+    found = {format: render([], format) for format in FORMATS}
+    assert found == {
+        "text": "No results.\n",
+        "md": "No results.\n",
+        "latex": "% No results.\n",
+        "csv": "",
+        "json": "[]\n",
+    }
 
 
 def test_unknown_format_is_refused() -> None:

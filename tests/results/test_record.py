@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fssbench.errors import UserError
-from fssbench.results.record import ResultRecord, config_hash, read_record
+from fssbench.results.record import Cost, ResultRecord, config_hash, read_record
 from fssbench.results.table import recompute
 from tests.results.make import make_record, make_rows
 
@@ -39,8 +39,8 @@ def test_json_round_trip_is_exact(tmp_path: Path) -> None:
 
 def test_json_is_grouped_and_class_ids_are_text() -> None:
     data = json.loads(make_record().to_text())
-    assert list(data) == ["schema_version", "key", "scores", "metadata", "provenance"]
-    assert data["schema_version"] == 1
+    assert list(data) == ["schema_version", "key", "scores", "cost", "metadata", "provenance"]
+    assert data["schema_version"] == 2
     assert data["scores"]["class_iou"]["3"] == {
         "name": "bird",
         "iou": 0.205,
@@ -60,7 +60,7 @@ def test_a_whole_number_where_a_fraction_is_expected_is_read(tmp_path: Path) -> 
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
-    "newer version": (lambda d: d.update(schema_version=2), "schema_version is 2.*reads 1: update"),
+    "newer version": (lambda d: d.update(schema_version=3), "schema_version is 3.*reads up to 2: update"),
     "no version": (lambda d: d.pop("schema_version"), "record.schema_version is missing"),
     "version zero": (lambda d: d.update(schema_version=0), "record.schema_version is 0"),
     "missing group": (lambda d: d.pop("metadata"), "record.metadata is missing"),
@@ -131,6 +131,12 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "checkpoint without hash": (lambda d: d["provenance"].update(checkpoint="a.ckpt"), "provenance.checkpoint_sha256"),
     "one side of the input": (lambda d: d["provenance"].update(network_input=[518]), "provenance.network_input"),
     "number in a list of texts": (lambda d: d["provenance"].update(command=["x", 1]), r"provenance.command\[1\] is 1"),
+    "trained more than there is": (
+        lambda d: d["cost"].update(trained_parameters=10**9),
+        "cost.trained_parameters is 1000000000",
+    ),
+    "negative memory": (lambda d: d["cost"].update(peak_memory=-1), "cost.peak_memory is -1"),
+    "unknown origin": (lambda d: d["provenance"].update(origin="web"), "provenance.origin is 'web'.*external"),
     "no processes": (lambda d: d["provenance"].update(processes=0), "provenance.processes is 0"),
 }
 
@@ -142,6 +148,33 @@ def test_refused_with_file_and_field(tmp_path: Path, name: str) -> None:
         _read_edited(tmp_path, edit)
     assert str(tmp_path / "result.json") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def _as_version_1(data: dict[str, Any]) -> None:
+    """What version 1 wrote: no cost, no origin."""
+    data["schema_version"] = 1
+    del data["cost"], data["provenance"]["origin"]
+
+
+def test_a_record_of_version_1_is_migrated(tmp_path: Path) -> None:
+    record = _read_edited(tmp_path, _as_version_1)
+    unknown = Cost(parameters=None, trained_parameters=None, seconds_per_episode=None, peak_memory=None)
+    assert record == dataclasses.replace(make_record(), cost=unknown)
+    assert json.loads(record.to_text())["schema_version"] == 2
+    assert json.loads((tmp_path / "result.json").read_text())["schema_version"] == 1, "the file is not touched"
+    recompute(record, make_rows())
+
+
+def test_a_damaged_record_of_version_1_is_named(tmp_path: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        _as_version_1(data)
+        del data["provenance"]["device"]
+
+    with pytest.raises(UserError, match=r"record\.provenance\.device is missing"):
+        _read_edited(tmp_path, edit)
+    for group in ("provenance", "key"):
+        with pytest.raises(UserError, match=f"record.{group} is "):
+            _read_edited(tmp_path, lambda data, group=group: (_as_version_1(data), data.update({group: 1})))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"schema_version": 1', b"[" * 100_000])
@@ -214,6 +247,8 @@ def test_recompute_gives_the_record_back() -> None:
 def test_recompute_refuses_another_table() -> None:
     rows = make_rows()
     record = make_record(rows)
+    with pytest.raises(UserError, match="differ in seconds_per_episode"):
+        recompute(record, [dataclasses.replace(rows[0], seconds=1.0), *rows[1:]])
     with pytest.raises(UserError, match="differ in episodes: 4 against 3"):
         recompute(record, rows[:1] + rows[2:])
     with pytest.raises(UserError, match="differ in class_iou of class 3, 7"):

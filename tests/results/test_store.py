@@ -61,14 +61,24 @@ def test_table_has_the_documented_columns(store: ResultStore) -> None:
         "fg_union int64",
         "bg_intersection int64",
         "bg_union int64",
+        "fg_target int64",
         "seconds double",
     ]
-    assert table.schema.metadata[b"fssbench_schema_version"] == b"1"
+    assert table.schema.metadata[b"fssbench_schema_version"] == b"2"
     assert table["support_keys"].to_pylist() == [["s0"]] * 4
 
 
+def test_a_table_of_version_1_has_no_object_sizes(store: ResultStore) -> None:
+    rows = make_rows()
+    path = store.write(make_record(rows), rows).with_suffix(".parquet")
+    old = pq.read_table(path).drop_columns(["fg_target"])
+    pq.write_table(old.replace_schema_metadata({"fssbench_schema_version": "1"}), path)
+    assert store.rows(make_record(rows)) == [dataclasses.replace(row, fg_target=None) for row in rows]
+    store.verify(make_record(rows))
+
+
 def test_counts_beyond_float32_survive_the_table(tmp_path: Path) -> None:
-    row = dataclasses.replace(make_rows()[0], fg_intersection=2**53 + 1, fg_union=2**60 + 1)
+    row = dataclasses.replace(make_rows()[0], fg_intersection=2**53 + 1, fg_union=2**60 + 1, fg_target=2**60)
     write_table([row], tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet") == [row]
 
@@ -171,8 +181,8 @@ def _replace_table(path: Path, what: str) -> str:
         pq.write_table(table.set_column(column, table.schema.field(column), [["a", None, "b", "c"]]), path)
         return "episode.query_key is None"
     if what == "other version":
-        pq.write_table(table.replace_schema_metadata({"fssbench_schema_version": "2"}), path)
-        return "schema version is 2"
+        pq.write_table(table.replace_schema_metadata({"fssbench_schema_version": "3"}), path)
+        return "schema version is 3"
     if what == "no version":
         pq.write_table(table.replace_schema_metadata(None), path)
         return "schema version is none"
@@ -334,7 +344,8 @@ def test_reading_and_showing_results_imports_nothing_heavy(store: ResultStore) -
     code = (
         "import sys\n"
         "from fssbench.results.store import ResultStore\n"
-        "from fssbench.results.leaderboard import board, render\n"
+        "from fssbench.results.leaderboard import board\n"
+        "from fssbench.results.rendering import render\n"
         f"tables = board(ResultStore({str(store.root)!r}).read_all().records)\n"
         "assert len(tables) == 1 and render(tables, 'csv')\n"
         "heavy = {'torch', 'pyarrow', 'numpy', 'rich', 'lightning', 'torchmetrics'} & set(sys.modules)\n"

@@ -1,0 +1,164 @@
+"""Running the cells of a grid: one process each, here or on a Slurm cluster, and what became of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+from fssbench.errors import UserError, nearest
+
+LAUNCHERS = ("local", "slurm")
+INTERRUPTED = 130
+POLL_SECONDS = 0.5
+
+
+class Cell(NamedTuple):
+    """One run of a grid."""
+
+    name: str
+    """What tells it from the others, e.g. `comp fold 1 shot 5`."""
+    arguments: list[str]
+    """Verb and options."""
+
+
+class Outcome(NamedTuple):
+    """What became of a cell."""
+
+    status: int
+    """Exit status of its process."""
+    message: str
+    """Last line of its stderr: the reason of a failure, or that a result was kept."""
+    seconds: float
+    output: str
+    """Its stdout where that was not shown already."""
+
+    @property
+    def state(self) -> str:
+        """`done`, `kept` or `failed`."""
+        return "failed" if self.status else "kept" if "kept: " in self.message else "done"
+
+
+class Launcher(Protocol):
+    """Runs cells and yields each with its outcome when it ends, in any order."""
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Raises `KeyboardInterrupt` where a run was interrupted; no further run is started then."""
+        ...
+
+
+class LocalLauncher:
+    """Processes on this machine, `jobs` at a time."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        if jobs < 1:
+            raise UserError(f"--jobs is {jobs}, expected at least 1.")
+        self.jobs = jobs
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Run the cells in order; with one job its output is shown as it comes, with several when each has ended."""
+        waiting = list(cells)
+        running: dict[Future[Outcome], Cell] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    cell = waiting.pop(0)
+                    running[pool.submit(run_cell, cell.arguments, live=self.jobs == 1)] = cell
+                ended: set[Future[Outcome]] = wait(running, return_when=FIRST_COMPLETED).done
+                for future in ended:
+                    outcome = future.result()
+                    if outcome.status == INTERRUPTED:
+                        wait(running)
+                        raise KeyboardInterrupt
+                    yield running.pop(future), outcome
+
+
+class SubmititLauncher:
+    """Jobs of a cluster through submitit, `jobs` at a time; `local` as the cluster runs them here, for a trial.
+
+    parameters   submitit's, e.g. `slurm_partition`, `timeout_min`, `gpus_per_node`
+    """
+
+    def __init__(self, cluster: str, jobs: int, parameters: dict[str, Any], folder: Path) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise UserError("--launcher slurm needs submitit: pip install 'fssbench[slurm]'.") from error
+        self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        try:
+            self.executor.update_parameters(**parameters)
+            if cluster == "slurm":
+                self.executor.update_parameters(slurm_array_parallelism=jobs)
+        except (NameError, TypeError, ValueError) as error:
+            raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Submit all cells as one array and yield them as they end; Ctrl-C cancels what is left."""
+        jobs = self.executor.map_array(run_cell, [cell.arguments for cell in cells])
+        pending = dict(zip(jobs, cells, strict=True))
+        try:
+            while pending:
+                for job in [job for job in pending if job.done()]:
+                    yield pending.pop(job), _outcome(job)
+                time.sleep(POLL_SECONDS)
+        finally:
+            for job in pending:
+                job.cancel()
+
+
+def _outcome(job: Any) -> Outcome:
+    """The outcome of a submitit job, also of one that was killed (time limit, memory, node)."""
+    error = job.exception()
+    if error is None:
+        found: Outcome = job.result()
+        return found
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return Outcome(1, f"{reason} (log: {job.paths.stderr})", 0.0, "")
+
+
+def run_cell(arguments: Sequence[str], live: bool = False) -> Outcome:
+    """Run `fssbench` with these arguments in a process of its own, which frees its memory and survives its crash.
+
+    live   show its output as it comes; else it is in the outcome
+    """
+    began = time.monotonic()
+    command = [sys.executable, "-m", "fssbench", *arguments]
+    with subprocess.Popen(command, stdout=None if live else subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        lines: list[str] = []
+        watcher = threading.Thread(target=_watch, args=(process.stderr, lines.append, live))
+        watcher.start()
+        try:
+            output = b"" if process.stdout is None else process.stdout.read()
+            status = process.wait()
+        finally:
+            watcher.join()
+    said = [line for line in "".join(lines).replace("\r", "\n").splitlines() if line.strip()]
+    message = said[-1].strip().removeprefix("fssbench: ") if said else f"exit status {status}"
+    return Outcome(status, message, time.monotonic() - began, output.decode(errors="replace"))
+
+
+def _watch(stream: IO[bytes] | None, keep: Callable[[str], None], live: bool) -> None:
+    """Read a process's stderr to its end; pass it on where it is to be seen live."""
+    assert stream is not None
+    for part in iter(lambda: stream.read1(4096), b""):  # type: ignore[attr-defined]
+        text = part.decode(errors="replace")
+        keep(text)
+        if live:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path) -> Launcher:
+    """The launcher of that name. Raises `UserError` for another name, or where it cannot be used here."""
+    if name not in LAUNCHERS:
+        raise UserError(f"--launcher '{name}' is not known.{nearest(name, LAUNCHERS)}")
+    if name == "slurm":
+        return SubmititLauncher("slurm", jobs, parameters, folder)
+    if parameters:
+        raise UserError("--slurm belongs to --launcher slurm.")
+    return LocalLauncher(jobs)

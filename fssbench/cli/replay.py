@@ -1,0 +1,114 @@
+"""Running a record's configuration again and comparing the counts, episode by episode."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from fssbench.cli.grid import option
+from fssbench.cli.trainer import run_once
+from fssbench.errors import UserError
+from fssbench.files import sha256_file
+from fssbench.metrics.scores import COUNTS
+from fssbench.results.record import Key, ResultRecord
+from fssbench.results.store import ResultStore
+from fssbench.results.table import EpisodeRow
+from fssbench.results.views import percent
+
+OURS = ("results", "run_dir", "name")
+"""Config keys that say where the first run put things."""
+
+
+def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: list[str]) -> int:
+    """Run the record's configuration again, with `extra` options on top; 0 where all counts are identical, else 1.
+
+    Raises `UserError` for the masks of another program, and for a checkpoint that is missing or another one.
+    """
+    if record.provenance.origin == "external":
+        raise UserError(
+            f"{path}: these masks were made by another program; only `fssbench score` can count them again."
+        )
+    check_checkpoint(record, extra)
+    with tempfile.TemporaryDirectory(prefix="fssbench_replay_") as name:
+        folder = Path(name)
+        status = run_again(record, extra, folder)
+        if status:
+            return status
+        store = ResultStore(folder / "results")
+        (again,) = store.read_all().records
+        return report(record, rows, again, store.rows(again))
+
+
+def check_checkpoint(record: ResultRecord, extra: list[str]) -> None:
+    """Refuse a checkpoint that is not there or is another file than the recorded one."""
+    if record.provenance.checkpoint is None:
+        return
+    path = Path(option(extra, "--ckpt_path") or record.provenance.checkpoint)
+    if not path.is_file():
+        raise UserError(f"The checkpoint {path} is missing: give it with --ckpt_path FILE.")
+    if sha256_file(path) != record.provenance.checkpoint_sha256:
+        raise UserError(
+            f"{path} is another checkpoint than the recorded one (SHA-256 {record.provenance.checkpoint_sha256}): give "
+            "that one with --ckpt_path FILE."
+        )
+
+
+def run_again(record: ResultRecord, extra: list[str], folder: Path) -> int:
+    """Run `test` with the recorded configuration; its record goes to `folder`."""
+    config = {key: value for key, value in record.provenance.config.items() if key not in OURS}
+    file = folder / "recorded.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    arguments = ["--config", str(file), "--name", record.key.method, "--results", str(folder / "results")]
+    with redirect_stdout(io.StringIO()):  # its record is not kept, so its path is of no use
+        return run_once("test", [*arguments, *extra])
+
+
+def report(
+    record: ResultRecord, rows: Sequence[EpisodeRow], again: ResultRecord, rows_again: Sequence[EpisodeRow]
+) -> int:
+    """Print what differs; 0 where no count does."""
+    now = {row.episode_id: row for row in rows_again}
+    different = [row for row in rows if row.episode_id not in now or not _same(row, now[row.episode_id])]
+    keys = [f.name for f in fields(Key) if getattr(record.key, f.name) != getattr(again.key, f.name)]
+    scores = f"mIoU {percent(record.scores.miou)} then, {percent(again.scores.miou)} now"
+    if not different and not keys and len(rows) == len(now):
+        print(f"identical: all counts of {len(rows)} episodes; {scores}")
+        return 0
+    counted = sum(getattr(row, name) != getattr(now.get(row.episode_id), name, None) for row in rows for name in COUNTS)
+    print(f"different: {len(different)} of {len(rows)} episodes, {counted} counts; {scores}")
+    if keys:
+        print(f"  the key differs in {', '.join(keys)}: another experiment")
+    for what, then, here in _circumstances(record, again):
+        print(f"  {what}: {then} then, {here} now")
+    for row in different[:5]:
+        print(
+            f"  episode {row.episode_id} (query {row.query_key}): {_counts(row)} then, {_counts(now.get(row.episode_id))} now"
+        )
+    return 1
+
+
+def _same(one: EpisodeRow, other: EpisodeRow) -> bool:
+    names = ("class_id", "query_key", "support_keys", *COUNTS)
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _counts(row: EpisodeRow | None) -> str:
+    return "absent" if row is None else f"{row.fg_intersection} / {row.fg_union}"
+
+
+def _circumstances(then: ResultRecord, now: ResultRecord) -> list[tuple[str, str, str]]:
+    """What differs around the two runs and may be the reason."""
+    names = ("code_version", "git_commit", "python", "device", "dtype", "processes", "backbone_sha256")
+    pairs = {name: (str(getattr(then.provenance, name)), str(getattr(now.provenance, name))) for name in names}
+    libraries = sorted({*then.provenance.libraries, *now.provenance.libraries})
+    pairs |= {
+        name: (then.provenance.libraries.get(name, "absent"), now.provenance.libraries.get(name, "absent"))
+        for name in libraries
+    }
+    return [(name, a, b) for name, (a, b) in pairs.items() if a != b]

@@ -1,0 +1,74 @@
+"""The board of a results folder, kept until a file in it changes, so that showing it again starts in no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fssbench.errors import UserError
+from fssbench.files import cache_folder, sha256_text, write_text_whole
+from fssbench.results.fields import from_json, to_json
+from fssbench.results.leaderboard import Table, board
+from fssbench.results.published import FILE as PUBLISHED_FILE
+from fssbench.results.record import SCHEMA_VERSION
+from fssbench.results.store import Damaged, File, ResultStore
+
+LAYOUT = 2
+"""Version of the kept board; raised with every change of `Table`, `Row` or of how they are computed."""
+KEPT_RECORDS = 2000
+"""Boards of more records are not kept: reading them would take as long as making them from the index."""
+
+
+class Board(NamedTuple):
+    """Tables, and the files that are no usable results."""
+
+    tables: list[Table]
+    damaged: list[Damaged]
+
+
+def load_board(root: str | Path) -> Board:
+    """The board of a results folder with intervals and shared ranks.
+
+    Every record is checked and compared with its episode table once, and again when a file changes.
+    """
+    store = ResultStore(root)
+    files = store.files()
+    fingerprint = _fingerprint(store, files)
+    kept = cache_folder() / "boards" / f"{sha256_text(str(store.root.resolve()))[:16]}.json"
+    found = _kept(kept, fingerprint)
+    if found is None:
+        from fssbench.results.index import StoreIndex
+
+        index = StoreIndex(root, files)
+        found = Board(board(index.entries(), index.samples), index.damaged)
+        if len(files) <= KEPT_RECORDS:
+            _keep(kept, fingerprint, found)
+    return found
+
+
+def _fingerprint(store: ResultStore, files: list[File]) -> str:
+    """Changes with every file of the store, with the published numbers and with this code."""
+    published = PUBLISHED_FILE.stat()
+    lines = [f"{LAYOUT}.{SCHEMA_VERSION}", f"{published.st_size}@{published.st_mtime_ns}", str(store.root.resolve())]
+    return sha256_text("\n".join([*lines, *(f"{path} {stamp}" for path, stamp in files)]))
+
+
+def _kept(path: Path, fingerprint: str) -> Board | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["fingerprint"] != fingerprint:
+            return None
+        tables = [from_json(Table, table, "table") for table in content["tables"]]
+        return Board(tables, [Damaged(Path(damaged), reason) for damaged, reason in content["damaged"]])
+    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError: a copy of another layout
+        return None
+
+
+def _keep(path: Path, fingerprint: str, made: Board) -> None:
+    damaged = [(str(path), reason) for path, reason in made.damaged]
+    content = {"fingerprint": fingerprint, "tables": [to_json(table) for table in made.tables], "damaged": damaged}
+    try:
+        write_text_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
+    except UserError:  # no cache folder: the board is made again next time
+        return
