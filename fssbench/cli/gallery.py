@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from datamodules.episodic import EpisodicDataModule, ManifestEpisodes
+from datamodules.squares import Squares
 from fssbench.cli.messages import quiet
 from fssbench.cli.replay import OURS, check_checkpoint
 from fssbench.cli.trainer import FssbenchCLI
@@ -88,7 +89,7 @@ def revived(record: ResultRecord) -> tuple[FewShotMethod, EpisodicDataModule]:
 
 @torch.inference_mode()
 def _shown(group: str, row: EpisodeRow, method: FewShotMethod, data: EpisodicDataModule) -> Shown:
-    batch = ManifestEpisodes(data.dataset, data.test_manifest, method.image_size)[0, row.episode_id]
+    batch = ManifestEpisodes(Squares(data.dataset, method.image_size, 0), data.test_manifest)[0, row.episode_id]
     mask = method.predict_masks(batch)[0].numpy().astype(np.uint8)
     query, truth = data.dataset.read_image(row.query_key), data.dataset.read_mask(row.query_key, row.class_id)
     pictures = [
