@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
 import time
 from abc import ABC, abstractmethod
@@ -91,6 +92,16 @@ class FewShotMethod(LightningModule, ABC):
         `supervision`, `base_knowledge_at_test`, `kshot_mode`, `hyper_parameters`, `uses_text`, `backbone`,
         `backbone_pretraining`. What is not given is recorded as `unknown`."""
         return {}
+
+    @classmethod
+    def without_files(cls) -> dict[str, Any]:
+        """Init arguments with which the method is built without reading a weight file (`fssbench list --verbose`)."""
+        return {"backbone_weights": "random"} if "backbone_weights" in inspect.signature(cls).parameters else {}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers of parameters: in `total`, `trainable` (of the parts that are trained) and `optimised`."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {"total": sum(p.numel() for p in self.parameters()), "trainable": trained, "optimised": trained}
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Logits (B, H', W') of a batch of episodes."""
