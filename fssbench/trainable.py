@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC
 from pathlib import PurePath
@@ -44,6 +45,17 @@ class Trainable(LightningModule, ABC):
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments of the Trainer that follow from this module's own settings, so that no user has to repeat them."""
         return {}
+
+    @classmethod
+    def without_files(cls) -> dict[str, Any]:
+        """Init arguments with which it is built without reading a weight file (`fssbench list --verbose`)."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: "random" for p in parameters if p.name.endswith("weights") and isinstance(p.default, str)}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers of parameters: in `total`, `trainable` (of the parts that are trained) and `optimised`."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {"total": sum(p.numel() for p in self.parameters()), "trainable": trained, "optimised": trained}
 
     @property
     def _data(self) -> Any:

@@ -232,7 +232,8 @@ def _with_weights(vit: VisionTransformer, name: str, weights: str) -> VisionTran
         load_strict(vit, read_tensors(weights), weights, "the model its own header describes")
         return vit
     if weights == "random":
-        return _created(name)
+        # under `with torch.device("meta")` nothing is drawn: a network that is only counted
+        return _created(name, "meta" if torch.get_default_device().type == "meta" else "cpu")
     cfg = _timm_cfg(name)
     if weights == "hub":
         return _from_hub(name, cfg)

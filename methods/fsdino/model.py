@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 
 from methods.fsdino.adapter import Adapter, AdapterConfig
+from methods.fsdino.correlation import CorrConfig, CorrelationPrompt, token_signs
 from methods.fsdino.decoder import Decoder, DecoderConfig, SamParts, new_prompt_encoder
 from methods.fsdino.prompts import (
     PCSConfig,
@@ -26,7 +28,7 @@ Features = dict[str, Tensor]
 
 
 class FSDINONet(nn.Module):
-    """Adapter, prompts and decoder over the tokens of two encoder blocks.
+    """Adapter, prompts and decoder over the tokens of several encoder blocks.
 
     Shapes: `B` episodes, `K` shots, `D` encoder channels, `C` decoder channels, `T` sparse tokens, `h w` patch grid.
 
@@ -34,11 +36,16 @@ class FSDINONet(nn.Module):
         in_channels: D.
         early: name of the query features that the adapter reads.
         late: name of the query and support features that prototypes and similarities are taken from.
-        adapter, prototype, svp, pcs, decoder: settings of the parts; `decoder.train` null counts as true.
+        matched: names of the query and support features that are correlated, earliest first; not read with `pcs`.
+        dense: the dense prompt: prototype similarity (`pcs`), 4D correlation (`corr`) or the sum of `both`.
+        adapter, prototype, svp, pcs, corr, decoder: settings of the parts; `decoder.train` null counts as true,
+            `corr.ce` null as false.
         train_adapter: train the adapter instead of keeping it frozen in eval mode.
         mask_threshold: a support none of whose tokens is covered to this part counts as empty (`prototype.fallback`).
         support_ignore: what pixels with 255 in a support mask are: `background`, or `exclude` for neither.
-        kshot_merge: `feature` averages the prototypes of the shots, `logit` their logits, `vote` counts their masks.
+        kshot_merge: `feature` averages the shots' prototypes and correlation features, `logit` their logits, `vote`
+            counts their masks.
+        recompute_correlation: compute the correlation again in the backward pass instead of keeping it.
     """
 
     def __init__(
@@ -46,19 +53,23 @@ class FSDINONet(nn.Module):
         in_channels: int,
         early: str,
         late: str,
+        matched: Sequence[str] = (),
         *,
+        dense: Literal["both", "pcs", "corr"] = "pcs",
         adapter: AdapterConfig,
         prototype: PrototypeConfig,
         svp: SVPConfig,
         pcs: PCSConfig,
         decoder: DecoderConfig,
+        corr: CorrConfig = CorrConfig(),  # noqa: B008 (frozen: safe to share)
         train_adapter: bool = False,
         mask_threshold: float = 0.5,
         support_ignore: Literal["background", "exclude"] = "background",
         kshot_merge: Literal["feature", "logit", "vote"] = "feature",
+        recompute_correlation: bool = False,
     ) -> None:
         super().__init__()
-        self.early, self.late = early, late
+        self.early, self.late, self.matched = early, late, tuple(matched)
         self.prototype = prototype
         self.tokens = svp.tokens
         self.mask_threshold = mask_threshold
@@ -69,9 +80,13 @@ class FSDINONet(nn.Module):
 
         self.adapter = Adapter(in_channels, decoder.width, adapter)
         self.svp = SparsePrompt(in_channels, decoder.width, svp)
-        self.pcs = SimilarityPrompt(decoder.width, pcs)
+        self.pcs = SimilarityPrompt(decoder.width, pcs) if dense != "corr" else None
         self.decoder = Decoder(decoder)
         self._start_prompts(new_prompt_encoder(decoder.width))
+        # last, so that one seed starts the other parts alike with and without it
+        self.corr = (
+            CorrelationPrompt(len(self.matched), decoder.width, corr, recompute_correlation) if dense != "pcs" else None
+        )
         self.adapter.requires_grad_(train_adapter)
         self.decoder.requires_grad_(False)
         for parameter in self.decoder.trained_parameters():
@@ -87,18 +102,25 @@ class FSDINONet(nn.Module):
 
     def _start_prompts(self, prompt_encoder: PromptEncoder) -> None:
         self.svp.start_from(prompt_encoder)
-        self.pcs.start_from(prompt_encoder)
+        if self.pcs is not None:
+            self.pcs.start_from(prompt_encoder)
 
-    def trained_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that are optimised, by part: prompts, decoder, adapter; parts without any are left out."""
-        parts: dict[str, list[nn.Module]] = {
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules by part, trained or not."""
+        parts: dict[str, list[nn.Module | None]] = {
             "prompts": [self.svp, self.pcs],
+            "correlation": [self.corr],
             "decoder": [self.decoder],
             "adapter": [self.adapter],
         }
+        return {name: [module for module in modules if module is not None] for name, modules in parts.items()}
+
+    def trained_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that are optimised, by part: prompts, correlation, decoder, adapter; parts without any are
+        left out."""
         trained = {
             name: [p for module in modules for p in module.parameters() if p.requires_grad]
-            for name, modules in parts.items()
+            for name, modules in self.parts().items()
         }
         return {name: parameters for name, parameters in trained.items() if parameters}
 
@@ -120,10 +142,19 @@ class FSDINONet(nn.Module):
         """
         query = {name: tokens.float() for name, tokens in query.items()}  # a feature cache may hold half precision
         embedding = self.embed(query[self.early])
-        prototypes = self.prototypes(support[self.late], support_masks)
-        if self.kshot_merge == "feature" or support_masks.shape[1] == 1:
-            return self.decode(embedding, query, prototypes.mean(1))
-        per_shot = torch.stack([self.decode(embedding, query, p) for p in prototypes.unbind(1)], 1)
+        weights = self.token_weights(support_masks, query[self.late].shape[-2:])
+        prototypes = self.pooled(support[self.late], weights)
+        matches = self.matches(query, support, weights)
+
+        def logits(shots: slice) -> Tensor:
+            """The logits of the average of some shots."""
+            matched = None if matches is None else matches[:, shots].mean(1)
+            return self.decode(embedding, query, prototypes[:, shots].mean(1), matched)
+
+        count = support_masks.shape[1]
+        if self.kshot_merge == "feature" or count == 1:
+            return logits(slice(None))
+        per_shot = torch.stack([logits(slice(shot, shot + 1)) for shot in range(count)], 1)
         # Votes have no gradient: training with more than one shot averages their logits instead.
         if self.kshot_merge == "logit" or self.training:
             return per_shot.mean(1)
@@ -134,19 +165,44 @@ class FSDINONet(nn.Module):
         with torch.set_grad_enabled(self.train_adapter and torch.is_grad_enabled()):
             return self.adapter(tokens)
 
-    def prototypes(self, tokens: Tensor, masks: Tensor) -> Tensor:
-        """Late support tokens (B, K, D, h, w) and masks (B, K, H, W) to prototypes (B, K, T, D), foreground first."""
-        height, width = tokens.shape[-2:]
-        foreground, background = pooling_weights(masks, (height, width), self.support_ignore).unbind(2)
+    def token_weights(self, masks: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:
+        """Masks (B, K, H, W) to token weights (B, K, 2, h, w): foreground with its fallback, background."""
+        foreground, background = pooling_weights(masks, (grid[0], grid[1]), self.support_ignore).unbind(2)
         if self.prototype.fallback == "max_pool":
             foreground = with_fallback(foreground, self.mask_threshold)
-        weights = torch.stack([foreground, background], 2)[:, :, : self.tokens]
-        return pooled_prototypes(tokens, weights, self.prototype.eps)
+        return torch.stack([foreground, background], 2)
 
-    def decode(self, embedding: Tensor, query: Features, prototypes: Tensor) -> Tensor:
-        """Image embedding (B, C, h, w), query tokens and prototypes (B, T, D) to logits (B, 4g, 4g)."""
-        dense = self.pcs(query[self.late], prototypes[:, 0])
-        return self.decoder(embedding, self.svp(prototypes), dense)
+    def prototypes(self, tokens: Tensor, masks: Tensor) -> Tensor:
+        """Late support tokens (B, K, D, h, w) and masks (B, K, H, W) to prototypes (B, K, T, D), foreground first."""
+        return self.pooled(tokens, self.token_weights(masks, tokens.shape[-2:]))
+
+    def pooled(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Late support tokens and their weights to prototypes (B, K, T, D), foreground first; T is 1 or more."""
+        return pooled_prototypes(tokens, weights[:, :, : max(1, self.tokens)], self.prototype.eps)
+
+    def matches(self, query: Features, support: Features, weights: Tensor) -> Tensor | None:
+        """What the 4D part makes of each shot (B, K, C', h, w); None without it. One shot at a time, for memory."""
+        if self.corr is None:
+            return None
+        signs = token_signs(
+            *weights.unbind(2),
+            ce=bool(self.corr.config.ce),
+            mask=self.corr.config.mask,
+            threshold=self.mask_threshold,
+            exclude=self.support_ignore == "exclude",
+        )
+        query_maps = [query[name] for name in self.matched]
+        shots = range(signs.shape[1])
+        found = [self.corr.match(query_maps, [support[n][:, k] for n in self.matched], signs[:, k]) for k in shots]
+        return torch.stack(found, 1)
+
+    def decode(self, embedding: Tensor, query: Features, prototypes: Tensor, matches: Tensor | None) -> Tensor:
+        """Image embedding (B, C, h, w), query tokens, prototypes (B, T, D) and what the 4D part found (B, C', h, w) to
+        logits (B, 4g, 4g)."""
+        dense = [] if self.pcs is None else [self.pcs(query[self.late], prototypes[:, 0])]
+        if self.corr is not None:
+            dense.append(self.corr(matches))
+        return self.decoder(embedding, self.svp(prototypes[:, : self.tokens]), sum(dense[1:], dense[0]))
 
 
 def vote(logits: Tensor) -> Tensor:

@@ -36,12 +36,13 @@ class SVPConfig:
 
     Args:
         hidden: width between the two linear layers; 64 keeps the smallest preset at 0.07 M parameters.
-        tokens: 1 (foreground prototype), or 2 (foreground and background prototype, each with its own layers).
+        tokens: 1 (foreground prototype), 2 (foreground and background prototype, each with its own layers), or 0 to
+            leave this prompt out.
         init: `sam` starts the last bias at SAM's positive (background: negative) point embedding; `random` does not.
     """
 
     hidden: int = 64
-    tokens: Literal[1, 2] = 1
+    tokens: Literal[0, 1, 2] = 1
     init: Literal["sam", "random"] = "sam"
 
 
@@ -116,7 +117,7 @@ class SparsePrompt(nn.Module):
 
     def __init__(self, in_channels: int, width: int, config: SVPConfig) -> None:
         super().__init__()
-        self.init = config.init
+        self.init, self.width = config.init, width
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Linear(in_channels, config.hidden), nn.GELU(), nn.Linear(config.hidden, width))
             for _ in range(config.tokens)
@@ -135,7 +136,8 @@ class SparsePrompt(nn.Module):
 
     def forward(self, prototypes: Tensor) -> Tensor:
         """Prototypes (B, T, D), foreground first, to tokens (B, T, C)."""
-        return torch.stack([project(prototypes[:, t]) for t, project in enumerate(self.projections)], 1)
+        tokens = [project(prototypes[:, t]) for t, project in enumerate(self.projections)]
+        return torch.stack(tokens, 1) if tokens else prototypes.new_empty(len(prototypes), 0, self.width)
 
 
 class SimilarityPrompt(nn.Module):

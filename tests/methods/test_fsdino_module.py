@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import inspect
+import os
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +14,31 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import load_file, save_file
 
 from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
 from methods.fsdino import FSDINO
 from methods.fsdino.adapter import Adapter, AdapterConfig
+from methods.fsdino.correlation import CorrConfig
 from methods.fsdino.decoder import DecoderConfig
 from methods.fsdino.module import TrainConfig, warmup_cosine
 from methods.fsdino.prompts import PrototypeConfig
 from tests.methods.sam import Sam
 from tests.toy import Toy
 
+COMPILERS = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
 TINY = {"backbone": "vit_tiny_patch16_224", "backbone_weights": "random", "image_size": 64}
 SMALL = DecoderConfig(width=32, depth=1, heads=4, mlp_dim=64)
 LOW = PrototypeConfig(block=3)  # blocks above the highest one used are not built
+CORR = CorrConfig(blocks=(2, 3), channels=(4, 8, 8))
 CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
 
 
 def make_method(**kwargs: Any) -> FSDINO:
     torch.manual_seed(0)
-    return FSDINO(**{**TINY, "sam_weights": "random", "decoder": SMALL, "prototype": LOW, **kwargs})
+    return FSDINO(**{**TINY, "preset": "comp", "sam_weights": "random", "decoder": SMALL, "prototype": LOW, **kwargs})
 
 
 def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
@@ -67,8 +73,34 @@ def test_presets_decide_on_the_decoder_and_settings_win(adapter_file: str) -> No
         return set(make_method(adapter_weights=adapter_file, **kwargs).net.trained_parameters())
 
     frozen = DecoderConfig(train=False, width=32, depth=1, heads=4, mlp_dim=64)
-    assert parts() == parts(preset="comp") == {"prompts", "decoder"}
+    assert parts(preset="comp") == {"prompts", "decoder"}
     assert parts(preset="comp_star") == parts(preset="comp", decoder=frozen) == {"prompts"}
+    full = {"prompts", "correlation", "decoder"}
+    assert parts(preset="fsdino", corr=CORR) == parts(preset="fsdino_ce", corr=CORR) == full
+    assert parts(preset="fsdino", dense="pcs") == {"prompts", "decoder"}
+    assert parts(preset="comp", dense="corr", corr=CORR) == full
+
+
+def test_contrast_is_decided_by_the_preset_or_by_its_setting() -> None:
+    def contrast(preset: str, ce: bool | None = None) -> bool | None:
+        method = make_method(preset=preset, corr=replace(CORR, ce=ce))
+        assert method.net.corr is not None
+        return method.net.corr.config.ce
+
+    assert (contrast("fsdino"), contrast("fsdino_ce")) == (False, True)
+    assert (contrast("fsdino", True), contrast("fsdino_ce", False)) == (True, False)
+    assert inspect.signature(FSDINO).parameters["preset"].default == "fsdino_ce"
+
+
+def test_blocks_of_the_correlation() -> None:
+    method = make_method(preset="fsdino", corr=CorrConfig(channels=(4, 8, 8)), prototype=PrototypeConfig())
+    assert method.net.matched == tuple(f"block{number}" for number in range(7, 13)), "the last six of twelve"
+    method = make_method(preset="fsdino", corr=replace(CORR, blocks=(3, -11)))
+    assert method.net.matched == ("block2", "block3"), "earliest first"
+    assert set(method.encode(torch.rand(1, 3, 64, 64))) == {"block2", "block3"}
+    for wrong in ((), (3, 3), (2, -11)):
+        with pytest.raises(UserError, match=r"corr\.blocks"):
+            make_method(preset="fsdino", corr=replace(CORR, blocks=wrong))
 
 
 def test_adapter_is_trained_where_it_has_no_weights(adapter_file: str) -> None:
@@ -143,9 +175,105 @@ class Losses(Callback):
 
     def __init__(self) -> None:
         self.values: list[float] = []
+        self.types: list[torch.dtype] = []
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
         self.values.append(float(outputs["loss"]))
+        self.types.append(outputs["loss"].dtype)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_full_model_trains_and_is_tested_with_several_shots(tmp_path: Path, precision: Any) -> None:
+    settings: dict[str, Any] = {"preset": "fsdino_ce", "corr": CORR, "train": TrainConfig(lr=1e-2, decoder_lr=1e-2)}
+    method, losses, correlations = make_method(**settings), Losses(), []
+    assert method.net.corr is not None
+    first = method.net.corr.squeeze[0].first
+    first.norm.register_forward_pre_hook(lambda _, args: correlations.append(args[0].dtype))
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="last")
+    trainer = make_trainer(
+        tmp_path, max_steps=12, precision=precision, gradient_clip_val=1.0, enable_checkpointing=True,
+        callbacks=[saver, losses],
+    )  # fmt: skip
+    trainer.fit(method, datamodule=Toy(batch_size=2, episodes_per_epoch=4))
+    assert sum(losses.values[-3:]) < 0.93 * sum(losses.values[:3])
+    assert set(losses.types) == set(correlations) == {torch.float32}
+    assert method.net.corr.head[-1].weight.abs().sum() > 0, "the 4D part has left its start at zero"
+    for merge in ("feature", "logit", "vote"):
+        tested = make_method(**settings, kshot_merge=merge)
+        data = Toy(shot=3, episodes_per_class=1)
+        make_trainer(tmp_path).test(tested, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+        assert tested.complete
+        assert tested.scores is not None
+
+
+def test_recomputing_the_correlation_trains_alike(tmp_path: Path) -> None:
+    def trained(recompute: bool) -> dict[str, torch.Tensor]:
+        train = TrainConfig(lr=1e-2, recompute_correlation=recompute)
+        method = make_method(preset="fsdino_ce", corr=CORR, train=train)
+        make_trainer(tmp_path, max_steps=2).fit(method, datamodule=Toy(batch_size=2, episodes_per_epoch=4))
+        return method.net.state_dict()
+
+    kept, recomputed = trained(False), trained(True)
+    for name, value in kept.items():
+        torch.testing.assert_close(recomputed[name], value)
+
+
+def test_averaged_weights_are_what_the_checkpoint_holds(tmp_path: Path) -> None:
+    def fit(epochs: int, **kwargs: Any) -> tuple[FSDINO, WeightLog]:
+        method, log = make_method(preset="fsdino_ce", corr=CORR), WeightLog()
+        saver = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+        ema = EMAWeightAveraging(decay=0.5)
+        trainer = make_trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=[log, ema, saver])
+        trainer.fit(method, datamodule=Toy(batch_size=2, episodes_per_epoch=4), **kwargs)
+        return method, log
+
+    name = "net.svp.projections.0.2.bias"
+    _, log = fit(1)
+    average = log.values[0]
+    for value in log.values[1:]:
+        average = 0.5 * average + 0.5 * value
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert not any(key.startswith("encoder.") for key in checkpoint["state_dict"])
+    torch.testing.assert_close(checkpoint["state_dict"][name], average)
+    torch.testing.assert_close(checkpoint["current_model_state"][name], log.values[-1])
+
+    method, more = fit(2, ckpt_path=tmp_path / "last.ckpt")  # a resumed fit goes on with both
+    for value in more.values:
+        average = 0.5 * average + 0.5 * value
+    resumed = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.testing.assert_close(resumed["state_dict"][name], average)
+    torch.testing.assert_close(method.state_dict()[name], average)
+    tested = make_method(preset="fsdino_ce", corr=CORR)
+    make_trainer(tmp_path).test(
+        tested, datamodule=Toy(episodes_per_class=1), ckpt_path=tmp_path / "last.ckpt", verbose=False
+    )
+    torch.testing.assert_close(tested.state_dict()[name], average)
+
+
+class WeightLog(Callback):
+    """Remembers one trained vector after every step."""
+
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        self.values.append(module.net.svp.projections[0][2].bias.detach().clone())
+
+
+@pytest.mark.skipif(not COMPILERS, reason="torch.compile needs a C++ compiler")
+def test_compiled_network_gives_the_same_and_keeps_its_names() -> None:
+    plain, compiled = (
+        make_method(preset="fsdino_ce", corr=CORR),
+        make_method(preset="fsdino_ce", corr=CORR, compile=True),
+    )
+    compiled.load_state_dict(plain.state_dict())
+    data = Toy(image_size=64, eval_batch_size=2, episodes_per_class=1)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    compiled.setup("test")
+    logits, expected = compiled(batch), plain(batch)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
 def test_groups_of_the_optimiser(tmp_path: Path, adapter_file: str) -> None:
@@ -163,6 +291,11 @@ def test_groups_of_the_optimiser(tmp_path: Path, adapter_file: str) -> None:
     assert groups(preset="comp_star", adapter_weights=adapter_file) == {"prompts": (1e-4, prompts)}
     assert groups() == {"prompts": (1e-4, prompts), "decoder": (5e-5, decoder), "adapter": (1e-4, adapter)}
     assert groups(adapter_weights=adapter_file, train_adapter=True)["adapter"] == (1e-5, adapter)
+    full = make_method(preset="fsdino", corr=CORR).net.corr
+    assert full is not None
+    found = groups(preset="fsdino", corr=CORR)
+    assert found["correlation"] == (1e-4, sum(p.numel() for p in full.parameters()))
+    assert list(found) == ["prompts", "correlation", "decoder", "adapter"]
     set_lr = groups(train=TrainConfig(lr=0.2, decoder_lr=0.3, adapter_lr=0.4))
     assert {name: lr for name, (lr, _) in set_lr.items()} == {"prompts": 0.2, "decoder": 0.3, "adapter": 0.4}
 
@@ -210,5 +343,5 @@ def test_shipped_configs_name_settings_that_exist(parser: ArgumentParser, name: 
     assert parsed.model.class_path == (
         "methods.prototype.Prototype" if name == "prototype" else "methods.fsdino.FSDINO"
     )
-    if name.startswith("comp"):
-        assert parsed.model.init_args.preset == name
+    if name != "prototype":
+        assert parsed.model.init_args.preset == ("fsdino_ce" if name == "fsdino" else name)
