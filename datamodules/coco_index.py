@@ -4,9 +4,13 @@ The official JSON files hold up to 600,000 annotations in 330 MB of text: too sl
 to hold in every loader worker. `load_index` renders each (image, class) pair once with pycocotools as a run-length code
 of a few hundred bytes, counts its pixels, and keeps all of them in one compressed file named after the JSON's SHA-256.
 
-Renderer `clean` (protocols.md 1.2): the mask of a class is the union of all polygons, compressed and uncompressed
-run-length codes of that class; regions marked as crowds of that class are ignored (255) where no object of the class
-covers them.
+Two renderers (protocols.md 1.2):
+
+* `clean`: the mask of a class is the union of all polygons, compressed and uncompressed run-length codes of that class;
+  regions marked as crowds of that class are ignored (255) where no object of the class covers them.
+* `legacy`: one label per pixel, as in the PNG masks in circulation, whose only known generator is RePRI's. Objects are
+  drawn in the order of the file and cover what is below them; only the first polygon of an object is filled, its corners
+  cut to whole pixels; crowds are background. So occluded objects lose parts, and overlapping classes lose pixels.
 """
 
 from __future__ import annotations
@@ -19,17 +23,20 @@ import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from zipfile import BadZipFile
 
+import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
-from fssbench.errors import UserError
+from fssbench.errors import UserError, nearest
 from fssbench.files import sha256_file, written_whole
 
-RENDERER = "clean"
+Renderer = Literal["clean", "legacy"]
+RENDERER: Renderer = "clean"
+"""The usual renderer."""
 _VERSION = 1  # of the cache file: raise it whenever the rendering or the layout below changes
 _IMAGE_STEP = 1 << 17  # room for 65,536 category ids
 
@@ -66,6 +73,11 @@ class CocoIndex:
         chosen = (self.codes % _IMAGE_STEP == _code(0, category, False)) & (self.pixels >= min_pixels)
         return self.codes[chosen] // _IMAGE_STEP
 
+    def categories_of(self, image: int) -> np.ndarray:
+        """Official ids, ascending, of the categories with a pixel in the image at position `image`; a crowd counts."""
+        first, last = np.searchsorted(self.codes, (_code(image, 0, False), _code(image + 1, 0, False)))
+        return np.unique(self.codes[first:last][self.pixels[first:last] > 0] % _IMAGE_STEP // 2)
+
     def mask(self, image: int, category: int) -> np.ndarray:
         """(H0, W0) uint8 {0, 1, 255} mask of a category in the image at position `image`."""
         height, width = self.sizes[image]
@@ -84,23 +96,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
 
 
-def load_index(annotations: Path) -> CocoIndex:
-    """The index of an instances JSON: from the cache, or rendered (minutes for train2014) and cached.
+def load_index(annotations: Path, renderer: Renderer = RENDERER) -> CocoIndex:
+    """The index of an instances JSON: from the cache, or rendered (a minute for train2014) and cached.
 
     Raises `UserError` where the file is missing or is no instances JSON.
     """
+    if renderer not in get_args(Renderer):
+        raise UserError(f"Unknown mask renderer '{renderer}'.{nearest(renderer, get_args(Renderer))}")
     if not annotations.is_file():
         raise UserError(
             f"{annotations} does not exist, expected a COCO instances JSON. Unpack annotations_trainval2014.zip of "
             "cocodataset.org there, or set the path of the annotations."
         )
-    cached = cache_folder() / f"coco-{RENDERER}-v{_VERSION}-{sha256_file(annotations)}.npz"
+    cached = cache_folder() / f"coco-{renderer}-v{_VERSION}-{sha256_file(annotations)}.npz"
     if cached.is_file():
         try:
             return _load(cached)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             pass  # damaged: made anew and replaced below
-    index = _render(annotations)
+    index = _render(annotations, renderer)
     try:
         _save(cached, index)
     except UserError as error:
@@ -131,28 +145,23 @@ def _load(path: Path) -> CocoIndex:
     return CocoIndex(names, categories, dropped=int(arrays.pop("dropped")), **arrays)
 
 
-def _render(annotations: Path) -> CocoIndex:
+def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
     images, by_image, categories = _parse(annotations)
+    draw = _clean_masks if renderer == "clean" else _legacy_masks
     codes: list[int] = []
-    pixels: list[int] = []
     runs: list[bytes] = []
+    pixels: list[int] = []
     dropped = 0
     for position, image in enumerate(
         tqdm(images, f"rendering masks of {annotations.name}", delay=3, mininterval=1, unit="image")
     ):
         height, width = image["size"]
-        pieces: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in by_image.pop(image["id"], ()):
-            code = _code(position, annotation["category_id"], bool(annotation.get("iscrowd", 0)))
-            parts, skipped = _run_lengths(annotation, height, width, annotations)
-            pieces[code] += parts
-            dropped += skipped
-        for code in sorted(pieces):
-            if pieces[code]:
-                union = rle_tools.merge(pieces[code])
-                codes.append(code)
-                pixels.append(int(rle_tools.area(union)))
-                runs.append(union["counts"])
+        masks, skipped = draw(by_image.pop(image["id"], []), height, width, annotations)
+        for (category, crowd), mask in sorted(masks.items()):
+            codes.append(_code(position, category, crowd))
+            runs.append(mask["counts"])
+            pixels.append(int(rle_tools.area(mask)))
+        dropped += skipped
     return CocoIndex(
         names=tuple(image["file_name"] for image in images),
         categories=categories,
@@ -165,6 +174,49 @@ def _render(annotations: Path) -> CocoIndex:
     )
 
 
+_Masks = dict[tuple[int, bool], dict[str, Any]]
+"""(official category id, crowd) -> compressed run-length code of one image."""
+
+
+def _clean_masks(found: list[dict[str, Any]], height: int, width: int, annotations: Path) -> tuple[_Masks, int]:
+    """Unions by class, crowds apart, and the number of polygons without area."""
+    pieces: dict[tuple[int, bool], list[dict[str, Any]]] = defaultdict(list)
+    dropped = 0
+    for annotation in found:
+        parts, skipped = _run_lengths(annotation, height, width, annotations)
+        pieces[annotation["category_id"], bool(annotation.get("iscrowd", 0))] += parts
+        dropped += skipped
+    return {key: rle_tools.merge(parts) for key, parts in pieces.items() if parts}, dropped
+
+
+def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotations: Path) -> tuple[_Masks, int]:
+    """What is left of each class in a single-label mask, and the number of polygons without area."""
+    # 16 bits: category ids of other files in this format may be above 255
+    labels = np.zeros((height, width), np.int16)
+    dropped = 0
+    for annotation in found:
+        if annotation.get("iscrowd", 0):
+            continue
+        parts, skipped = _run_lengths(annotation, height, width, annotations)
+        dropped += skipped
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            first = next((polygon for polygon in segmentation if _has_area(polygon)), None)
+            if first is not None:
+                corners = np.array(first).reshape(-1, 2).astype(np.int32)
+                cv2.fillPoly(labels, [corners], annotation["category_id"])
+        else:  # the official files give run-length codes to crowds only
+            labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
+    classes = np.unique(labels)
+    return {
+        (int(c), False): rle_tools.encode(np.asfortranarray(labels == c, np.uint8)) for c in classes[classes > 0]
+    }, dropped
+
+
+def _has_area(polygon: list[float]) -> bool:
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
 def _run_lengths(
     annotation: dict[str, Any], height: int, width: int, annotations: Path
 ) -> tuple[list[dict[str, Any]], int]:
@@ -173,7 +225,7 @@ def _run_lengths(
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
             # pycocotools would take four numbers for a box
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            polygons = [polygon for polygon in segmentation if _has_area(polygon)]
             parts = rle_tools.frPyObjects(polygons, height, width) if polygons else []
             return parts, len(segmentation) - len(polygons)
         if list(segmentation["size"]) == [height, width]:

@@ -30,6 +30,7 @@ from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
 from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
+from fssbench.metrics.square import square_target
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
 
@@ -57,13 +58,15 @@ class FewShotMethod(LightningModule, ABC):
         """How the loaded or just trained weights came about; empty for a training-free method."""
         self.episode_rows: list[dict[str, Any]] = []
         """Rows of the last test, one per episode, complete on every process after the test."""
+        self.square_rows: dict[int, list[dict[str, Any]]] = {}
+        """Side -> the same rows with the pixels counted at a square, for the squares that the data module names."""
         self.scores: IoUScores | None = None
         """Scores of the last validation or test."""
         self.complete = False
         """Whether the last test counted every episode of the manifest exactly once."""
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
-        self._pending: list[tuple[EpisodeRef, Tensor, Any]] = []
+        self._pending: list[tuple[EpisodeRef, Tensor, dict[int, Tensor], Any]] = []
 
     # -- what a method is -----------------------------------------------------------------------------------------
 
@@ -124,10 +127,12 @@ class FewShotMethod(LightningModule, ABC):
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
         timer = _Timer(self.device)
-        masks = self.predict_masks(batch)
-        counts = _count(masks, batch)
+        logits = self(batch)
+        counts = _count(self._masks(logits, batch), batch)
         self.metric.update(counts, batch.class_id)
-        self._pending.append((EpisodeRef.of(batch), counts, timer.stop()))
+        stop = timer.stop()
+        squares = {side: self._count_square(logits, batch, side) for side in self._data.squares}
+        self._pending.append((EpisodeRef.of(batch), counts, squares, stop))
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
         """Masks of a batch of episodes: B bool tensors (H0, W0)."""
@@ -135,9 +140,16 @@ class FewShotMethod(LightningModule, ABC):
 
     def predict_masks(self, batch: EpisodeBatch) -> list[Tensor]:
         """Predicted masks at original size: B bool tensors (H0, W0)."""
-        logits = self(batch)
+        return self._masks(self(batch), batch)
+
+    def _masks(self, logits: Tensor, batch: EpisodeBatch) -> list[Tensor]:
         sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
         return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
+
+    def _count_square(self, logits: Tensor, batch: EpisodeBatch, side: int) -> Tensor:
+        masks = [self.upsample(one, (side, side)) > 0 for one in logits]
+        targets = [square_target(mask, side) for mask in batch.query_mask_full]
+        return torch.stack([episode_counts(mask, target) for mask, target in zip(masks, targets, strict=True)])
 
     def upsample(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
         """Logits (H', W') -> (H0, W0) float32, bilinear."""
@@ -148,6 +160,7 @@ class FewShotMethod(LightningModule, ABC):
     def _start_counting(self, class_ids: Iterable[int]) -> None:
         self.metric = FewShotIoU(tuple(class_ids), strict=False).to(self.device)
         self.episode_rows, self._pending, self.scores, self.complete = [], [], None, False
+        self.square_rows = {}
 
     def on_validation_start(self) -> None:
         """Counts of this validation start at zero."""
@@ -168,6 +181,11 @@ class FewShotMethod(LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
         self.episode_rows = self._gather(self._rows())
+        squares = [row.pop("squares") for row in self.episode_rows]
+        self.square_rows = {
+            side: [{**row, **counts[side]} for row, counts in zip(self.episode_rows, squares, strict=True)]
+            for side in self._data.squares
+        }
         self.complete = self._is_complete()
         self.metric.strict = self.complete
         self.scores = self.metric.compute()
@@ -188,8 +206,9 @@ class FewShotMethod(LightningModule, ABC):
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
-        for ref, counts, stop in self._pending:
+        for ref, counts, square_counts, stop in self._pending:
             seconds = stop() / len(ref.episode_id)
+            at_square = {side: values.tolist() for side, values in square_counts.items()}
             for b, values in enumerate(counts.tolist()):
                 row = {
                     "episode_id": ref.episode_id[b],
@@ -198,6 +217,7 @@ class FewShotMethod(LightningModule, ABC):
                     "support_keys": list(ref.support_keys[b]),
                     **dict(zip(COUNT_NAMES, values, strict=True)),
                     "seconds": seconds,
+                    "squares": {s: dict(zip(COUNT_NAMES, v[b], strict=True)) for s, v in at_square.items()},
                 }
                 rows.append(row)
         self._pending = []

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from fssbench.errors import UserError
-from fssbench.protocols.manifest import Manifest, load_manifest, verify_manifest
+from fssbench.protocols.list_dataset import QUERIES, ListDataset
+from fssbench.protocols.manifest import Manifest, build_manifest, load_manifest, verify_manifest
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -16,10 +17,17 @@ def run(verb: str, arguments: list[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser(
         "build",
-        help="make the clean-v1 episodes of a data set",
-        description="Make the clean-v1 episodes of a data set. Everything after the options below configures the data, as "
-        "in `fssbench test`: --config data/coco20i.yaml --data.fold 0 --data.shot 1 ...",
+        help="make the episodes of a data set, or of published lists alone",
+        description="Make the episodes of a data set. Everything after the options below configures the data, as in "
+        "`fssbench test`: --config data/coco20i.yaml --data.protocol clean-v1 --data.fold 0 --data.shot 1 ... With "
+        "--lists, no data are needed: the episodes are drawn from a published list file.",
     )
+    build.add_argument(
+        "--lists", type=Path, help="list file of one fold (NAME__CC, CC NAME, HSNet's pickle; or classes)"
+    )
+    build.add_argument("--dataset", default="pascal-5i", help="with --lists: " + ", ".join(QUERIES))
+    build.add_argument("--protocol", default="hsnet-compat", help="with --lists: hsnet-compat or clean-v1")
+    build.add_argument("--shot", type=int, default=1, help="with --lists: number of supports")
     build.add_argument("--out", type=Path, help="file to write (default: episodes/DATASET_PROTOCOL_foldF_shotK.jsonl)")
     verify = actions.add_parser(
         "verify",
@@ -38,13 +46,17 @@ def run(verb: str, arguments: list[str]) -> int:
         return _show(load_manifest(options.manifest), options.episodes)
     if options.action == "verify":
         return _verify(options.manifest, data)
-    return _build(options.out, data)
-
-
-def _build(out: Path | None, data: list[str]) -> int:
+    if options.lists and data:
+        parser.error(f"with --lists no data are configured: {' '.join(data)}")
+    if options.lists:
+        dataset = ListDataset.read(options.dataset, options.lists)
+        return _write(build_manifest(dataset, 0, options.shot, protocol=options.protocol), options.out)
     from fssbench.cli.parsing import configured_data
 
-    manifest = configured_data(data).test_manifest
+    return _write(configured_data(data).test_manifest, options.out)
+
+
+def _write(manifest: Manifest, out: Path | None) -> int:
     header = manifest.header
     path = out or Path("episodes") / f"{header.dataset}_{header.protocol}_fold{header.fold}_shot{header.shot}.jsonl"
     manifest.save(path)

@@ -7,7 +7,8 @@ Formats, plain or gzipped (protocols.md 1.6):
 * order     `IMAGE MASK` or `IMAGE` per line: which images there are, and their order
 * classes   one class name per line (FSS-1000); read as an order
 
-A list is identified by the SHA-256 of its canonical text: `CC NAME` per pair (or the name alone), joined by newlines.
+A list is identified by the SHA-256 of its canonical text: a line `CC NAME` per pair (or the name alone), each ended by
+a newline.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PublishedList:
     @property
     def sha256(self) -> str:
         """SHA-256 of the canonical text; does not depend on file format, compression or line ends."""
-        return list_sha256(self.pairs) if self.pairs else sha256_text("\n".join(self.names))
+        return list_sha256(self.pairs) if self.pairs else names_sha256(self.names)
 
     def by_class(self) -> dict[int, list[str]]:
         """Class id, ascending -> names in file order."""
@@ -51,8 +52,18 @@ class PublishedList:
 
 
 def list_sha256(pairs: Iterable[tuple[int, str]]) -> str:
-    """SHA-256 of `CC NAME` per pair, joined by newlines: the identity of an image list in any format."""
-    return sha256_text("\n".join(f"{class_id:02d} {name}" for class_id, name in pairs))
+    """SHA-256 of a line `CC NAME` per pair: the identity of an image list in any format."""
+    return sha256_text("".join(f"{class_id:02d} {name}\n" for class_id, name in pairs))
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """SHA-256 of one name per line: the identity of a list without classes."""
+    return sha256_text("".join(f"{name}\n" for name in names))
+
+
+def hsnet_text(pairs: Iterable[tuple[int, str]]) -> str:
+    """The pairs as a file in HSNet's format, `NAME__CC` per line, whose bytes can be compared with the published one."""
+    return "".join(f"{name}__{class_id:02d}\n" for class_id, name in pairs)
 
 
 def read_list(path: str | Path) -> PublishedList:

@@ -11,11 +11,12 @@ import pytest
 
 from fssbench.errors import UserError
 from fssbench.protocols import bam_compat, hsnet_compat
+from fssbench.protocols.known import LISTS
 from fssbench.protocols.list_dataset import ListDataset
-from fssbench.protocols.lists import read_list
+from fssbench.protocols.lists import hsnet_text, read_list
 from fssbench.protocols.manifest import Manifest, build_manifest, load_manifest, verify_manifest
 from fssbench.protocols.profiles import PROFILES, profile_of, protocol_id
-from tests.protocols.toy import ToyDataset
+from tests.protocols.toy import CompatToy, ToyDataset
 from tests.shared import SHARED, needs_shared
 
 GF_SAM = SHARED / "splits/gf-sam"
@@ -103,10 +104,6 @@ def test_bam_refuses_too_few_images() -> None:
         list(bam_compat.episodes(["a"], lambda key: [1], {1: ["a", "b"]}, 1, 2, 0))
 
 
-class CompatToy(ToyDataset):
-    protocols = ("clean-v1", "hsnet-compat", "bam-compat")  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("protocol", PROFILES)
 def test_manifests_of_every_protocol_round_trip_and_verify(protocol: str, tmp_path: Path) -> None:
     number = None if protocol == "clean-v1" else 25
@@ -165,3 +162,21 @@ def test_a_list_is_the_same_in_any_format(tmp_path: Path) -> None:
     assert read_list(other).sha256 == source.sha256
     assert len(source.pairs) == 451
     assert len(read_list(SHARED / "splits/repri/coco/val.txt.gz").names) == 40137
+
+
+@needs_shared
+def test_the_known_hashes_are_those_of_the_published_lists() -> None:
+    """The canonical text of a list is that of the reference files, so their recorded hashes can be compared too."""
+    for fold in range(4):
+        for name, path in (
+            (("coco-20i", "hsnet-val"), f"gf-sam/coco/val/fold{fold}.txt.gz"),
+            (("pascal-5i", "hsnet-val"), f"gf-sam/pascal/val/fold{fold}.txt"),
+            (("pascal-5i", "pfenet-val"), f"vrp-sam/pascal/val/pairs_fold{fold}.txt"),
+        ):
+            found = read_list(SHARED / "splits" / path)
+            assert LISTS[name][fold] == (len(found.pairs), found.sha256)
+    manifest = (SHARED / "splits/MANIFEST.csv").read_text()
+    assert all(known.sha256 in manifest for known in LISTS["coco-20i", "hsnet-val"])
+    assert all(known.sha256 in manifest for known in LISTS["pascal-5i", "bam-trn"])
+    val = SHARED / "splits/gf-sam/pascal/val/fold0.txt"
+    assert hsnet_text(read_list(val).pairs) == val.read_text()

@@ -34,7 +34,7 @@ def write(path: Path, content: bytes) -> Path:
 def test_pairs(content: bytes, tmp_path: Path) -> None:
     found = read_list(write(tmp_path / "list", content))
     assert found.pairs == PAIRS
-    assert found.sha256 == sha256_text("01 val2014/a.jpg\n05 val2014/a.jpg\n05 val2014/b.jpg")
+    assert found.sha256 == sha256_text("01 val2014/a.jpg\n05 val2014/a.jpg\n05 val2014/b.jpg\n")
     assert found.by_class() == {1: ["val2014/a.jpg"], 5: ["val2014/a.jpg", "val2014/b.jpg"]}
 
 
