@@ -7,6 +7,7 @@ _WHERE = {
     "COCO20i": "datamodules.coco20i",
     "FSS1000": "datamodules.fss1000",
     "Folder": "datamodules.folder",
+    "PASCAL5i": "datamodules.pascal5i",
     "Shapes": "datamodules.shapes",
 }
 __all__ = sorted(_WHERE)

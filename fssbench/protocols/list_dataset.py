@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError, nearest
+from fssbench.protocols.known import KNOWN_LISTS
 from fssbench.protocols.lists import PublishedList, read_list
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ListDataset(FewShotDataset):
         self.name: str = name  # type: ignore[misc]
         self.hsnet_queries = QUERIES[name]  # type: ignore[misc]
         self.episodes_per_class = PER_CLASS[name]
-        self.image_filter = f"list-{published.sha256[:16]}"
+        self.image_filter = KNOWN_LISTS.get(published.sha256, f"list-{published.sha256[:16]}")
         if name == "fss-1000":
             if not published.names:
                 raise UserError(f"{published.path} holds pairs, expected one class name per line for fss-1000.")

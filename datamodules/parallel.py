@@ -1,0 +1,47 @@
+"""The same function over many files, on all cores, in order, with progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+A = TypeVar("A")
+R = TypeVar("R")
+FEW = 256
+"""Up to so many items are done in this process: starting others would take longer."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def parallel_map(
+    function: Callable[[A], R], items: Sequence[A], what: str, unit: str = "file", workers: int | None = None
+) -> list[R]:
+    """`[function(item) for item in items]`, in order, shared by processes where that is worth it.
+
+    `function` and what it takes and gives must be picklable; an exception of one item ends the work and is raised here.
+    Work that takes less than three seconds shows no progress bar.
+    """
+    workers = min(cores() if workers is None else workers, len(items) // FEW + 1)
+    bar = {"desc": what, "total": len(items), "delay": 3, "mininterval": 1, "unit": unit}
+    if workers <= 1:
+        return list(tqdm(map(function, items), **bar))
+    with ProcessPoolExecutor(workers, mp_context=_context()) as pool:
+        chunk = max(1, min(64, len(items) // (4 * workers)))
+        results: Iterable[R] = pool.map(function, items, chunksize=chunk)
+        return list(tqdm(results, **bar))
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Forked processes start at once and need nothing of the caller's script, but a fork copies held locks; so only a
+    process without other threads is forked."""
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1
+    return multiprocessing.get_context("fork" if can_fork else "spawn")
