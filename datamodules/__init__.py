@@ -5,6 +5,7 @@ from typing import Any
 
 _WHERE = {
     "COCO20i": "datamodules.coco20i",
+    "DAVIS17": "datamodules.davis17",
     "FSS1000": "datamodules.fss1000",
     "Folder": "datamodules.folder",
     "PASCAL5i": "datamodules.pascal5i",

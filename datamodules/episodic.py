@@ -26,6 +26,8 @@ from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
 from fssbench.episode import IGNORE, EpisodeBatch, collate
 from fssbench.errors import UserError
+from fssbench.metrics.video import VideoScores
+from fssbench.preparation.seal import refuse_unfinished
 from fssbench.protocols.lists import list_sha256
 from fssbench.protocols.manifest import (
     Episode,
@@ -131,6 +133,11 @@ class EpisodicDataModule(LightningDataModule, ABC):
                 "Choose one of these."
             )
         return dataset
+
+    @property
+    def observer(self) -> VideoScores | None:
+        """What else looks at the logits of a test, for data sets with scores of their own."""
+        return None
 
     @property
     def squares(self) -> tuple[int, ...]:
@@ -375,7 +382,7 @@ def _quiet_worker(worker_id: int) -> None:
 def data_root(root: str | None, name: str) -> Path:
     """The folder of a data set: as given, else `$FSSBENCH_DATA/NAME`, else `./data/NAME`.
 
-    Raises `UserError` where it is missing.
+    Raises `UserError` where it is missing, or half prepared.
     """
     path = Path(root) if root is not None else Path(os.environ.get("FSSBENCH_DATA", "data")) / name
     if not path.is_dir():
@@ -383,4 +390,5 @@ def data_root(root: str | None, name: str) -> Path:
             f"The data folder {path} is missing. Give data.root (--data.root FOLDER), or set FSSBENCH_DATA to the folder "
             f"that holds {name}/."
         )
+    refuse_unfinished(path)
     return path

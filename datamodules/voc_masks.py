@@ -169,13 +169,13 @@ class VocFolders:
         return [name for name in _read_names(self.sbd / f"{split}.txt") if name not in held_out]
 
     @cached_property
-    def _own(self) -> frozenset[str]:
+    def own(self) -> frozenset[str]:
         """Images whose mask is VOC's, whatever SBD says about them."""
         return frozenset((*self.names("train"), *self.names("val")))
 
     def mask_file(self, name: str) -> Path:
         """The mask of an image: VOC's own for VOC's images, else SBD's, converted (SegmentationClassAug) or not."""
-        if name in self._own:
+        if name in self.own:
             return self.voc / "SegmentationClass" / f"{name}.png"
         converted = self.voc / "SegmentationClassAug" / f"{name}.png"
         return converted if converted.is_file() or self.sbd is None else self.sbd / "cls" / f"{name}.mat"

@@ -133,6 +133,7 @@ class FewShotMethod(LightningModule, ABC):
         stop = timer.stop()
         squares = {side: self._count_square(logits, batch, side) for side in self._data.squares}
         self._pending.append((EpisodeRef.of(batch), counts, squares, stop))
+        self._show_observer(logits, batch)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
         """Masks of a batch of episodes: B bool tensors (H0, W0)."""
@@ -145,6 +146,14 @@ class FewShotMethod(LightningModule, ABC):
     def _masks(self, logits: Tensor, batch: EpisodeBatch) -> list[Tensor]:
         sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
         return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
+
+    def _show_observer(self, logits: Tensor, batch: EpisodeBatch) -> None:
+        observer = self._data.observer
+        if observer is None:
+            return
+        for b, truth in enumerate(batch.query_mask_full):
+            full = self.upsample(logits[b], tuple(truth.shape)).cpu().numpy()
+            observer.update(int(batch.class_id[b]), batch.query_key[b], full, truth.cpu().numpy())
 
     def _count_square(self, logits: Tensor, batch: EpisodeBatch, side: int) -> Tensor:
         masks = [self.upsample(one, (side, side)) > 0 for one in logits]
@@ -176,6 +185,10 @@ class FewShotMethod(LightningModule, ABC):
     def on_test_start(self) -> None:
         """Refuse to score random heads, then start counting at zero."""
         self.require_trained("test")
+        if self._data.observer is not None:
+            if self.trainer.world_size > 1:
+                raise UserError("This data set is scored frame by frame, in one process: use --trainer.devices 1.")
+            self._data.observer.start()
         self._start_counting(self._data.test_manifest.class_ids)
 
     def on_test_epoch_end(self) -> None:

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "segment": ("fssbench.cli.segment", "masks for your own images from a few examples, no data set needed"),
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
+    "prepare": ("fssbench.cli.prepare", "unpack, convert and check a data set; writes a signed-off prepared.json"),
     "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }

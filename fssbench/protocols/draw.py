@@ -49,7 +49,7 @@ def clean(
 def compat(
     protocol: str, dataset: FewShotDataset, fold: int, shot: int, seed: int, episodes: int | None
 ) -> list[Episode]:
-    """Episodes of `hsnet-compat` or `bam-compat`; `episodes` None = the protocol's own number.
+    """Episodes of every other protocol; `episodes` None = the protocol's own number.
 
     Raises `UserError` where a class of the fold has no candidate, or too few.
     """
@@ -60,9 +60,18 @@ def compat(
             f"Class {dataset.label(empty[0])} ({dataset.class_names[empty[0]]}) of {dataset.name} fold {fold} has no "
             f"candidate image, but {protocol} needs all of the fold. Use the complete data set."
         )
+    if protocol == "one-shot-video":
+        return _video(dataset, shot, episodes, pairs)
     if protocol == "bam-compat":
         return _bam(dataset, fold, shot, seed, episodes, pairs)
     return [Episode(*drawn) for drawn in _hsnet(dataset, fold, shot, episodes, pairs)]
+
+
+def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list[tuple[int, str]]) -> list[Episode]:
+    if shot != 1 or episodes is not None:
+        raise UserError("one-shot-video has one support, the first frame, and tests all others: shot 1, no episodes.")
+    first = {c: dataset.candidates(c, "test")[0] for c in dataset.class_names}
+    return [Episode(c, key, (first[c],)) for c, key in pairs]
 
 
 def _hsnet(

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from fssbench.errors import UserError, nearest
 
-ProtocolName = Literal["clean-v1", "hsnet-compat", "bam-compat"]
+ProtocolName = Literal["clean-v1", "hsnet-compat", "bam-compat", "one-shot-video"]
 TrainingPolicy = Literal["keep-as-background", "drop-image", "ignore-pixels"]
 """What happens to novel-class pixels in training images: they are background, their image is not used at all, or they
 are ignored (255)."""
@@ -46,9 +46,10 @@ PROFILES: dict[str, Profile] = {
         Profile("clean-v1", "clean", True, "ignore", "keep-as-background", False, 0, None),
         Profile("hsnet-compat", "legacy", False, "background", "keep-as-background", True, 0, (0,)),
         Profile("bam-compat", "legacy", True, "ignore", "drop-image", False, BAM_SEEDS[0], None),
+        Profile("one-shot-video", "clean", True, "background", "keep-as-background", False, 0, (0,)),
     )
 }
-"""Name -> profile; `clean-v1` is the default and the headline."""
+"""Name -> profile; `clean-v1` is the default and the headline, `one-shot-video` is for DAVIS-17 alone."""
 
 
 def profile_of(protocol: str) -> Profile:
