@@ -40,6 +40,8 @@ from fssbench.protocols.manifest import (
 from fssbench.protocols.profiles import ProtocolName, TrainingPolicy, profile_of
 from fssbench.protocols.sampler import ShardedEpisodeSampler
 
+Selection = Literal["last", "base", "novel"]
+
 
 class EpisodicDataModule(LightningDataModule, ABC):
     """Base of all data modules: a subclass says how to make its `FewShotDataset`, nothing else.
@@ -64,6 +66,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
             pixels are ignored; None = what the protocol's papers do.
         val_episodes_per_class: validation episodes per *base* class.
+        selection: what `fit` selects on, besides `last.ckpt`: nothing (`last`), `base` (also `best.ckpt`, by validation on
+            base classes, or on the set's own validation classes), or `novel` (on the test episodes: only to reproduce
+            numbers that were selected on them). Records say which it was.
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
@@ -87,6 +92,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         squares: tuple[int, ...] = (),
         training_policy: TrainingPolicy | None = None,
         val_episodes_per_class: int = 2,
+        selection: Selection = "last",
         small_classes: SmallClasses = "error",
         image_memory: float = 512,
     ) -> None:
@@ -110,6 +116,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
+        self.selection: Selection = selection
         self.small_classes: SmallClasses = small_classes
         self.image_memory = image_memory
 
@@ -149,7 +156,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
     def test_manifest(self) -> Manifest:
         """The episodes that are tested and predicted."""
         if self.manifest_path is None:
-            return self._build("novel", self.episodes_per_class)
+            return self.manifest(self.fold, self.shot)
         manifest = load_manifest(self.manifest_path)
         problems = []
         if (manifest.header.fold, manifest.header.shot) != (self.fold, self.shot):
@@ -166,15 +173,27 @@ class EpisodicDataModule(LightningDataModule, ABC):
 
     @cached_property
     def val_manifest(self) -> Manifest:
-        """Validation episodes of base classes: the novel classes are never looked at during training."""
-        return self._build("base", self.val_episodes_per_class)
-
-    def _build(self, classes: Literal["novel", "base"], per_class: int | None) -> Manifest:
-        if classes == "base":  # validation is clean-v1 under every protocol: the others know no base-class episodes
-            return build_manifest(self.dataset, self.fold, self.shot, None, per_class, classes, "leave-out")
+        """Validation episodes of base classes, or of the set's own validation classes: the novel classes are never looked
+        at during training, unless `selection` asks for it."""
+        if self.selection == "novel":
+            return self.test_manifest
+        # clean-v1 under every protocol: the others know no base-class episodes
         return build_manifest(
-            self.dataset, self.fold, self.shot, self.manifest_seed, per_class, classes, self.small_classes,
-            self.protocol, self.episodes,
+            self.dataset, self.fold, self.shot, None, self.val_episodes_per_class, "base", "leave-out"
+        )
+
+    @property
+    def selection_label(self) -> str | None:
+        """How a selected checkpoint was chosen, in the words of records; None where nothing is selected."""
+        if self.selection == "base":
+            return "val-split" if self.dataset.val_classes else "base-selected"
+        return "best-on-test (legacy)" if self.selection == "novel" else None
+
+    def manifest(self, fold: int, shot: int, seed: int | None = None) -> Manifest:
+        """The test episodes of any fold and number of supports, drawn as configured (`seed` None = `manifest_seed`)."""
+        return build_manifest(
+            self.dataset, fold, shot, self.manifest_seed if seed is None else seed, self.episodes_per_class,
+            small_classes=self.small_classes, protocol=self.protocol, episodes=self.episodes,
         )  # fmt: skip
 
     @cached_property
@@ -201,7 +220,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             "data_seed": self.seed,
             "training_policy": self.training_policy,
             "training_list_sha256": list_sha256((c, key) for c, keys in self.training_classes.items() for key in keys),
-            "validation": "base classes",
+            "validation": "test episodes" if self.selection == "novel" else "base classes",
         }
 
     def setup(self, stage: str) -> None:

@@ -13,12 +13,15 @@ from fssbench.preparation.seal import Report
 from fssbench.protocols.known import LISTS
 from fssbench.protocols.lists import list_sha256
 
+_SINGLE = ("images", "annotations/instances.json")
 _ZIPS = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")
 _PAGE = "https://cocodataset.org/#download"
 
 
 def _official(path: str, makes: str, md5: str) -> Source:
-    return Source(path.rpartition("/")[2], makes, tuple(f"{host}/{path}" for host in _ZIPS), ("md5", md5), _PAGE)
+    return Source(
+        path.rpartition("/")[2], (makes, *_SINGLE[:1]), tuple(f"{host}/{path}" for host in _ZIPS), ("md5", md5), _PAGE
+    )
 
 
 SOURCES = (
@@ -33,21 +36,20 @@ SOURCES = (
 EXTRAS = (
     Source(
         "val.txt",
-        "lists/hsnet-compat/val.txt",
+        ("lists/hsnet-compat/val.txt",),
         ("https://raw.githubusercontent.com/mboudiaf/RePRI-for-Few-Shot-Segmentation/master/lists/coco/val.txt",),
         ("sha256", "9581a9be3eb085285c76f1f83ae95c912405750e1c6580a75f25518171a7fb24"),
         "https://github.com/mboudiaf/RePRI-for-Few-Shot-Segmentation",
     ),
     Source(
         "val.txt",
-        "lists/bam-compat/val.txt",
+        ("lists/bam-compat/val.txt",),
         ("https://raw.githubusercontent.com/syp2ysy/VRP-SAM/main/data/splits/lists/coco/val.txt",),
         None,
         "https://github.com/syp2ysy/VRP-SAM",
     ),
 )
 _IMAGES = {"train2014": 82783, "val2014": 40504}
-_SINGLE = ("images", "annotations/instances.json")
 
 
 def _layout(root: Path, training: bool) -> list[tuple[str, str]]:

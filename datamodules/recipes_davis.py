@@ -13,7 +13,7 @@ from fssbench.protocols.lists import names_sha256
 SOURCES = (
     Source(
         "DAVIS-2017-trainval-480p.zip",
-        "DAVIS",
+        ("DAVIS/JPEGImages", "JPEGImages"),
         ("https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip",),
         page="https://davischallenge.org/davis2017/code.html",
     ),

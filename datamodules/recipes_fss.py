@@ -11,11 +11,11 @@ from fssbench.preparation.seal import Report
 from fssbench.protocols.lists import names_sha256
 
 _PAGE = "https://github.com/HKUSTCV/FSS-1000"
-SOURCES = (Source("fewshot_data.zip", "fewshot_data", page=_PAGE),)
+SOURCES = (Source("fewshot_data.zip", ("fewshot_data", "FSS-1000", "data", "*/1.jpg"), page=_PAGE),)
 EXTRAS = (
     Source(
         "fss_test_set.txt",
-        "splits/fss_test_set.txt",
+        ("splits/fss_test_set.txt", "splits/test.txt"),
         ("https://raw.githubusercontent.com/HKUSTCV/FSS-1000/master/fss_test_set.txt",),
         page=_PAGE,
     ),

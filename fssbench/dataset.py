@@ -36,6 +36,8 @@ class FewShotDataset(ABC):
     """Identifier of the rule that decides which (image, class) pairs are candidates."""
     class_partition: str = "unknown"
     """How classes are dealt to folds, e.g. `interleaved` or `contiguous` for COCO-20i."""
+    val_classes: Sequence[int] = ()
+    """Classes of the set's own validation split, neither novel nor base; empty where it has none."""
     protocols: ClassVar[tuple[str, ...]] = ("clean-v1",)
     """Protocols that are defined for the data set (`fssbench.protocols.profiles`)."""
     hsnet_queries: ClassVar[Literal["class-uniform", "sequential", "every-image"]] = "sequential"

@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "leaderboard": ("fssbench.cli.leaderboard", "table of all records in a results folder"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
     "prepare": ("fssbench.cli.prepare", "unpack, convert and check a data set; writes a signed-off prepared.json"),
-    "episodes": ("fssbench.cli.episodes", "build, verify or show an episode manifest"),
+    "episodes": ("fssbench.cli.episodes", "build, freeze, verify or show episode manifests"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }
 

@@ -68,14 +68,14 @@ def _provide(
 ) -> None:
     """See to it that a source is unpacked: it is already, or its archive is given, in the root, or downloaded."""
     unpacked = source.file in done["unpacked"]
-    if unpacked or ((root / source.makes).exists() and source.file not in archives):
+    if unpacked or (source.is_in(root) and source.file not in archives):
         return
     archive = archives.get(source.file) or (root / source.file if (root / source.file).is_file() else None)
     if archive is None and options.subset:
         return  # what the check misses, it names
     if archive is None and not options.download:
         raise UserError(
-            f"{root / source.makes} is missing. Get {source.file} from {source.page} and name it with --from FILE, give the "
+            f"{root / source.makes[0]} is missing. Get {source.file} from {source.page} and name it with --from FILE, give the "
             "folder that holds it unpacked as --root, or add --download."
         )
     archive = archive or fetch(source, root)
@@ -87,7 +87,7 @@ def _provide(
 
 def _provide_extra(source: Source, root: Path, download: bool) -> None:
     """Fetch a list of a compat protocol where that was asked for; without it only that protocol is missing."""
-    target = root / source.makes
+    target = root / source.makes[0]
     if target.is_file() or not download:
         return
     try:

@@ -28,6 +28,7 @@ from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
+from fssbench.protocols.profiles import is_base
 from fssbench.results.record import (
     UNKNOWN,
     Key,
@@ -90,7 +91,8 @@ class RunRecorder(SaveConfigCallback):
         assert isinstance(pl_module, FewShotMethod)
         if self.cli.subcommand == "validate" and trainer.is_global_zero:
             header = data_of(trainer).val_manifest.header
-            print(score_line(f"{header.dataset} base classes of fold {header.fold}, {header.shot}-shot", pl_module))
+            which = "base classes" if is_base(header.protocol) else "test episodes"
+            print(score_line(f"{header.dataset} {which} of fold {header.fold}, {header.shot}-shot", pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a result that exists: the run ends here if the very same one is in the store."""

@@ -21,17 +21,21 @@ class Source:
     """One official file.
 
     file    its name on disk
-    makes   path below the data set's root that exists once the file is unpacked (or is the file itself)
+    makes   patterns below the data set's root, one of which is there once the file is unpacked (or is the file itself)
     urls    mirrors in the order in which they are tried; empty where the source allows no download
     digest  (algorithm, hex) as its publisher or the field states it; None where nobody does
     page    where a person gets it
     """
 
     file: str
-    makes: str
+    makes: tuple[str, ...]
     urls: tuple[str, ...] = ()
     digest: tuple[str, str] | None = None
     page: str = ""
+
+    def is_in(self, root: Path) -> bool:
+        """Whether what the file makes is in a folder."""
+        return any(next(root.glob(pattern), None) for pattern in self.makes)
 
 
 def verify(path: Path, source: Source) -> str:

@@ -35,7 +35,7 @@ def clean(
     """`clean-v1` episodes, classes by label, and the ids of classes that were left out."""
     episodes: list[Episode] = []
     left_out: list[int] = []
-    wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.base_classes(fold)
+    wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.val_classes or dataset.base_classes(fold)
     for class_id in sorted(wanted, key=dataset.label):
         keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
         if len(keys) <= shot and small_classes == "leave-out":
@@ -68,7 +68,7 @@ def compat(
 
 
 def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list[tuple[int, str]]) -> list[Episode]:
-    if shot != 1 or episodes is not None:
+    if shot != 1 or episodes not in (None, len(pairs)):
         raise UserError("one-shot-video has one support, the first frame, and tests all others: shot 1, no episodes.")
     first = {c: dataset.candidates(c, "test")[0] for c in dataset.class_names}
     return [Episode(c, key, (first[c],)) for c, key in pairs]

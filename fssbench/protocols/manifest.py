@@ -6,7 +6,9 @@ set's lists, the protocol and the seed. No torch is needed to make, check or sho
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from fssbench.dataset import FewShotDataset
 from fssbench.errors import UserError, nearest
-from fssbench.files import sha256_text, write_text_whole
+from fssbench.files import sha256_text, write_text_whole, written_whole
 from fssbench.protocols import clean_v1, draw
 from fssbench.protocols.draw import ClassGroup, Episode, SmallClasses
 from fssbench.protocols.profiles import is_base, profile_of, protocol_id
@@ -109,8 +111,12 @@ class Manifest:
         return sorted({key for e in self.episodes for key in (e.query, *e.supports)})
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest, whole or not at all."""
-        write_text_whole(path, self.text())
+        """Write the manifest, whole or not at all; compressed where the name ends in `.gz`. The hash is that of the text."""
+        if Path(path).suffix != ".gz":
+            return write_text_whole(path, self.text())
+        with written_whole(path) as temporary:
+            temporary.write_bytes(gzip.compress(self.text().encode(), mtime=0))
+        return None
 
 
 def _dump(value: dict[str, Any]) -> str:
@@ -203,8 +209,9 @@ def load_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"Cannot read the episode manifest {path}: {error}. Make one with `fssbench episodes build`."
         ) from None

@@ -52,7 +52,7 @@ def server() -> Iterator[str]:
 
 
 def source(*urls: str, digest: tuple[str, str] | None = ("sha256", SHA)) -> Source:
-    return Source("file.bin", "file.bin", urls, digest, "https://example.org")
+    return Source("file.bin", ("file.bin",), urls, digest, "https://example.org")
 
 
 def test_a_file_is_downloaded_once(server: str, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_bam_refuses_too_few_images() -> None:
         list(bam_compat.episodes(["a"], lambda key: [1], {1: ["a", "b"]}, 1, 2, 0))
 
 
-@pytest.mark.parametrize("protocol", PROFILES)
+@pytest.mark.parametrize("protocol", sorted(set(PROFILES) - {"one-shot-video"}))
 def test_manifests_of_every_protocol_round_trip_and_verify(protocol: str, tmp_path: Path) -> None:
     number = None if protocol == "clean-v1" else 25
     manifest = build_manifest(CompatToy(), 1, 3, protocol=protocol, episodes=number)
