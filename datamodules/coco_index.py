@@ -207,10 +207,12 @@ def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotati
                 cv2.fillPoly(labels, [corners], annotation["category_id"])
         else:  # the official files give run-length codes to crowds only
             labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
-    classes = np.unique(labels)
-    return {
-        (int(c), False): rle_tools.encode(np.asfortranarray(labels == c, np.uint8)) for c in classes[classes > 0]
-    }, dropped
+    masks: _Masks = {}
+    for category in {annotation["category_id"] for annotation in found if not annotation.get("iscrowd", 0)}:
+        code = rle_tools.encode(np.asfortranarray(labels == category, np.uint8))
+        if rle_tools.area(code):  # nothing is left of a class that others cover
+            masks[category, False] = code
+    return masks, dropped
 
 
 def _has_area(polygon: list[float]) -> bool:

@@ -17,6 +17,7 @@ from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
 from fssbench.images import read_image, read_index_mask
 from fssbench.metrics.video import VideoScores
+from fssbench.protocols.profiles import ProtocolName
 
 
 class DavisSequences:
@@ -158,11 +159,14 @@ class DAVIS17(EpisodicDataModule):
         root: folder with JPEGImages, Annotations and ImageSets, or the one above; null: `$FSSBENCH_DATA/DAVIS`, else
             `data/DAVIS`.
         split: list of sequences, `val` or `train`.
-        kwargs: what every data module takes; the protocol is `one-shot-video`.
+        protocol: `one-shot-video`, the only one defined here.
+        kwargs: what every data module takes.
     """
 
-    def __init__(self, root: str | None = None, split: str = "val", **kwargs: Any) -> None:
-        super().__init__(**{"protocol": "one-shot-video", **kwargs})
+    def __init__(
+        self, root: str | None = None, split: str = "val", protocol: ProtocolName = "one-shot-video", **kwargs: Any
+    ) -> None:
+        super().__init__(protocol=protocol, **kwargs)
         self.root, self.split = root, split
 
     def make_dataset(self) -> DAVIS17Dataset:
