@@ -22,6 +22,7 @@ import warnings
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 from zipfile import BadZipFile
@@ -29,8 +30,8 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
-from tqdm import tqdm
 
+from datamodules.parallel import parallel_map
 from fssbench.errors import UserError, nearest
 from fssbench.files import sha256_file, written_whole
 
@@ -147,21 +148,18 @@ def _load(path: Path) -> CocoIndex:
 
 def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
     images, by_image, categories = _parse(annotations)
-    draw = _clean_masks if renderer == "clean" else _legacy_masks
-    codes: list[int] = []
-    runs: list[bytes] = []
-    pixels: list[int] = []
-    dropped = 0
-    for position, image in enumerate(
-        tqdm(images, f"rendering masks of {annotations.name}", delay=3, mininterval=1, unit="image")
-    ):
-        height, width = image["size"]
-        masks, skipped = draw(by_image.pop(image["id"], []), height, width, annotations)
-        for (category, crowd), mask in sorted(masks.items()):
+    drawn = parallel_map(
+        partial(_draw, renderer, annotations),
+        [(by_image[image["id"]], *image["size"]) for image in images],
+        f"rendering masks of {annotations.name}",
+        "image",
+    )
+    codes, runs, pixels = [], [], []
+    for position, (masks, _) in enumerate(drawn):
+        for category, crowd, counts, area in masks:
             codes.append(_code(position, category, crowd))
-            runs.append(mask["counts"])
-            pixels.append(int(rle_tools.area(mask)))
-        dropped += skipped
+            runs.append(counts)
+            pixels.append(area)
     return CocoIndex(
         names=tuple(image["file_name"] for image in images),
         categories=categories,
@@ -170,8 +168,17 @@ def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
         pixels=np.array(pixels, np.int64),
         ends=np.cumsum([0, *map(len, runs)], dtype=np.int64),
         runs=np.frombuffer(b"".join(runs), np.uint8),
-        dropped=dropped,
+        dropped=sum(dropped for _, dropped in drawn),
     )
+
+
+def _draw(
+    renderer: Renderer, annotations: Path, image: tuple[list[dict[str, Any]], int, int]
+) -> tuple[list[tuple[int, bool, bytes, int]], int]:
+    """Of one image: (category, crowd, run-length code, pixels) of each mask in the order of their codes, and the number of
+    polygons without area."""
+    masks, dropped = (_clean_masks if renderer == "clean" else _legacy_masks)(*image, annotations)
+    return [(*key, mask["counts"], int(rle_tools.area(mask))) for key, mask in sorted(masks.items())], dropped
 
 
 _Masks = dict[tuple[int, bool], dict[str, Any]]
@@ -207,9 +214,10 @@ def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotati
                 cv2.fillPoly(labels, [corners], annotation["category_id"])
         else:  # the official files give run-length codes to crowds only
             labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
+    labels = np.asfortranarray(labels)  # as run-length codes go: once, not once per class
     masks: _Masks = {}
     for category in {annotation["category_id"] for annotation in found if not annotation.get("iscrowd", 0)}:
-        code = rle_tools.encode(np.asfortranarray(labels == category, np.uint8))
+        code = rle_tools.encode((labels == category).view(np.uint8))
         if rle_tools.area(code):  # nothing is left of a class that others cover
             masks[category, False] = code
     return masks, dropped

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
+import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -34,14 +35,20 @@ def parallel_map(
     bar = {"desc": what, "total": len(items), "delay": 3, "mininterval": 1, "unit": unit}
     if workers <= 1:
         return list(tqdm(map(function, items), **bar))
-    with ProcessPoolExecutor(workers, mp_context=_context()) as pool:
-        chunk = max(1, min(64, len(items) // (4 * workers)))
-        results: Iterable[R] = pool.map(function, items, chunksize=chunk)
+    pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_leave_interrupts)
+    try:
+        results: Iterable[R] = pool.map(function, items, chunksize=max(1, min(64, len(items) // (4 * workers))))
         return list(tqdm(results, **bar))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches all processes of a terminal; the first one ends the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Forked processes start at once and need nothing of the caller's script, but a fork copies held locks; so only a
-    process without other threads is forked."""
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and threading.active_count() == 1
-    return multiprocessing.get_context("fork" if can_fork else "spawn")
+    """Forked processes on Linux, as torch's data loader uses there: they start at once and ask nothing of the caller's
+    script. What runs in them is NumPy, Pillow and C code without threads of its own."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
