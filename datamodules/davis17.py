@@ -16,6 +16,7 @@ from datamodules.episodic import EpisodicDataModule, data_root
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
 from fssbench.images import read_image, read_index_mask
+from fssbench.metrics.observers import Observer
 from fssbench.metrics.video import VideoScores
 from fssbench.protocols.profiles import ProtocolName
 
@@ -178,8 +179,13 @@ class DAVIS17(EpisodicDataModule):
         return DAVIS17Dataset.n_folds
 
     @cached_property
-    def observer(self) -> VideoScores:
-        """J, F and J&F of the test, from the objects of each frame merged into one map."""
+    def observers(self) -> tuple[Observer, ...]:
+        """J, F and J&F of the test, from the objects of each frame merged into one map, and what was asked for."""
+        return (self.video, *super().observers)
+
+    @cached_property
+    def video(self) -> VideoScores:
+        """The scores of the last test."""
         dataset = self.dataset
         assert isinstance(dataset, DAVIS17Dataset)
         return VideoScores(dataset.object_of, {n: dataset.sequences.frames(n) for n in dataset.sequences.names})

@@ -26,7 +26,7 @@ from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
 from fssbench.episode import IGNORE, EpisodeBatch, collate
 from fssbench.errors import UserError
-from fssbench.metrics.video import VideoScores
+from fssbench.metrics.observers import BoundaryScores, Observer
 from fssbench.preparation.seal import refuse_unfinished
 from fssbench.protocols.lists import list_sha256
 from fssbench.protocols.manifest import (
@@ -63,6 +63,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: test episodes per novel class of `clean-v1`; None = the data set's own number.
         episodes: test episodes of a compat protocol; None = the protocol's own number.
         squares: also count at these square sizes in pixels, from the same logits; `hsnet-compat` adds its own.
+        boundary: also boundary IoU and 95th-percentile Hausdorff distance of each test episode, in a file beside the record.
         training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
             pixels are ignored; None = what the protocol's papers do.
         val_episodes_per_class: validation episodes per *base* class.
@@ -90,6 +91,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: int | None = None,
         episodes: int | None = None,
         squares: tuple[int, ...] = (),
+        boundary: bool = False,
         training_policy: TrainingPolicy | None = None,
         val_episodes_per_class: int = 2,
         selection: Selection = "last",
@@ -111,7 +113,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.protocol: ProtocolName = protocol
         self.profile = profile_of(protocol)
         self.training_policy: TrainingPolicy = training_policy or self.profile.training_policy
-        self.episodes, self.extra_squares = episodes, squares
+        self.episodes, self.extra_squares, self.boundary = episodes, squares, boundary
         if any(side < 1 for side in squares):
             raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
@@ -141,10 +143,10 @@ class EpisodicDataModule(LightningDataModule, ABC):
             )
         return dataset
 
-    @property
-    def observer(self) -> VideoScores | None:
-        """What else looks at the logits of a test, for data sets with scores of their own."""
-        return None
+    @cached_property
+    def observers(self) -> tuple[Observer, ...]:
+        """What else looks at the predictions of a test."""
+        return (BoundaryScores(),) if self.boundary else ()
 
     @property
     def squares(self) -> tuple[int, ...]:

@@ -133,7 +133,7 @@ class FewShotMethod(LightningModule, ABC):
         stop = timer.stop()
         squares = {side: self._count_square(logits, batch, side) for side in self._data.squares}
         self._pending.append((EpisodeRef.of(batch), counts, squares, stop))
-        self._show_observer(logits, batch)
+        self._show_observers(logits, batch)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
         """Masks of a batch of episodes: B bool tensors (H0, W0)."""
@@ -147,13 +147,12 @@ class FewShotMethod(LightningModule, ABC):
         sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
         return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
 
-    def _show_observer(self, logits: Tensor, batch: EpisodeBatch) -> None:
-        observer = self._data.observer
-        if observer is None:
-            return
-        for b, truth in enumerate(batch.query_mask_full):
+    def _show_observers(self, logits: Tensor, batch: EpisodeBatch) -> None:
+        for b, truth in enumerate(batch.query_mask_full if self._data.observers else ()):
             full = self.upsample(logits[b], tuple(truth.shape)).cpu().numpy()
-            observer.update(int(batch.class_id[b]), batch.query_key[b], full, truth.cpu().numpy())
+            ids = int(batch.episode_id[b]), int(batch.class_id[b])
+            for observer in self._data.observers:
+                observer.update(*ids, batch.query_key[b], full, truth.cpu().numpy())
 
     def _count_square(self, logits: Tensor, batch: EpisodeBatch, side: int) -> Tensor:
         masks = [self.upsample(one, (side, side)) > 0 for one in logits]
@@ -185,10 +184,10 @@ class FewShotMethod(LightningModule, ABC):
     def on_test_start(self) -> None:
         """Refuse to score random heads, then start counting at zero."""
         self.require_trained("test")
-        if self._data.observer is not None:
+        for observer in self._data.observers:
             if self.trainer.world_size > 1:
-                raise UserError("This data set is scored frame by frame, in one process: use --trainer.devices 1.")
-            self._data.observer.start()
+                raise UserError(f"The {observer.name} scores are made in one process: use --trainer.devices 1.")
+            observer.start()
         self._start_counting(self._data.test_manifest.class_ids)
 
     def on_test_epoch_end(self) -> None:

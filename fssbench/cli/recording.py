@@ -127,10 +127,9 @@ class RunRecorder(SaveConfigCallback):
             print("not all episodes were run, so no record is written", file=sys.stderr)
             return
         store = ResultStore(self.results)
-        observer = data_of(trainer).observer
-        if observer is not None:
+        for observer in data_of(trainer).observers:
             print("\n".join(observer.lines()))
-            write_text_whole(store.path(key).with_suffix(".video.csv"), observer.csv())
+            write_text_whole(store.path(key).with_suffix(f".{observer.name}.csv"), observer.csv())
         for side, key in self.keys.items():
             if store.path(key).exists() and self.cli_option("overwrite") != "always":
                 continue  # the very same result, see on_test_start

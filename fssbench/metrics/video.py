@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class VideoScores:
     Episodes must come frame by frame in one process, so that no more than one frame's logits are held.
     """
 
+    name: ClassVar[str] = "video"
+
     def __init__(self, object_of: Callable[[int], tuple[str, int]], frames: Mapping[str, Sequence[str]]) -> None:
         self._object_of, self._frames = object_of, frames
         self.start()
@@ -37,7 +40,7 @@ class VideoScores:
         self.values: dict[tuple[str, int], list[tuple[str, float, float]]] = defaultdict(list)
         """(sequence, object id) -> (frame, J, F) of the scored frames, in order."""
 
-    def update(self, class_id: int, key: str, logits: np.ndarray, truth: np.ndarray) -> None:
+    def update(self, episode_id: int, class_id: int, key: str, logits: np.ndarray, truth: np.ndarray) -> None:
         """Take one episode: logits (H0, W0) and the object's true mask (H0, W0) {0, 1} in frame `SEQ/FRAME`."""
         sequence, number = self._object_of(class_id)
         at = sequence, key.partition("/")[2]

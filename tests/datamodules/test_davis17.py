@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_merged_sequences(official: Path, tmp_path: Path
     data = DAVIS17(root=str(official), eval_batch_size=4)
     method = FreeMethod()
     make_trainer(tmp_path).test(method, datamodule=data, verbose=False)
-    found = data.observer.compute()
+    found = data.video.compute()
     logits: dict[str, dict[int, np.ndarray]] = {}
     data.setup("test")
     for batch in data.test_dataloader():
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_merged_sequences(official: Path, tmp_path: Path
             frames[f"{name}:{number}"] = values
     assert found == davis_scores(frames)
     assert 0 < found.jf < 1
-    assert len(data.observer.csv().splitlines()) == 1 + 3 * 4, "first and last frame are not scored"
+    assert len(data.video.csv().splitlines()) == 1 + 3 * 4, "first and last frame are not scored"
 
 
 def test_the_command_writes_record_and_frames(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

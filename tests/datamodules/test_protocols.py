@@ -12,6 +12,7 @@ import torch
 from datamodules.policies import for_training, training_lists
 from fssbench.errors import UserError
 from fssbench.images import resize_mask
+from fssbench.metrics.boundary import boundary_iou, hausdorff95
 from fssbench.metrics.iou import episode_counts
 from fssbench.metrics.scores import COUNTS
 from fssbench.metrics.square import square_target
@@ -154,3 +155,22 @@ def test_records_of_protocols_and_squares_stay_apart(tmp_path: Path, monkeypatch
     }
     assert main(compat) == 0, "the very same results are kept"
     assert main([*compat, "--overwrite", "never"]) == 2
+
+
+def test_boundary_numbers_of_each_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fssbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", *FREE, "--data.boundary", "true", "--data.episodes_per_class", "2"]) == 0
+    (path,) = (tmp_path / "results").rglob("*.boundary.csv")
+    lines = path.read_text().splitlines()
+    assert lines[0] == "episode_id,class_id,boundary_iou,hausdorff95"
+    data = AnyProtocol(image_size=16, episodes_per_class=2)
+    data.setup("test")
+    method = FreeMethod()
+    for line, batch in zip(lines[1:], data.test_dataloader(), strict=True):
+        truth = batch.query_mask_full[0].numpy()
+        with torch.no_grad():
+            predicted = method.predict_masks(batch)[0].numpy()
+        values = boundary_iou(predicted, truth == 1, truth == 255), hausdorff95(predicted, truth == 1, truth == 255)
+        assert line == f"{int(batch.episode_id)},{int(batch.class_id)},{values[0]!r},{values[1]!r}"
