@@ -10,6 +10,10 @@ _WHERE = {
     "Folder": "datamodules.folder",
     "PASCAL5i": "datamodules.pascal5i",
     "Shapes": "datamodules.shapes",
+    "ChestXray": "datamodules.chestxray",
+    "Deepglobe": "datamodules.deepglobe",
+    "ISIC": "datamodules.isic",
+    "SUIM": "datamodules.suim",
 }
 __all__ = sorted(_WHERE)
 

@@ -40,7 +40,7 @@ class FewShotDataset(ABC):
     """Classes of the set's own validation split, neither novel nor base; empty where it has none."""
     protocols: ClassVar[tuple[str, ...]] = ("clean-v1",)
     """Protocols that are defined for the data set (`fssbench.protocols.profiles`)."""
-    hsnet_queries: ClassVar[Literal["class-uniform", "sequential", "every-image"]] = "sequential"
+    hsnet_queries: ClassVar[Literal["class-uniform", "class-cycle", "sequential", "every-image"]] = "sequential"
     """How `hsnet-compat` chooses classes and queries (protocols.md 2.3); read where that protocol is defined."""
     hsnet_episodes: ClassVar[int] = 1000
     """Episodes per fold of `hsnet-compat`; `every-image` has as many as there are images."""

@@ -83,6 +83,8 @@ def _hsnet(
     pools = {c: dataset.support_pool(c) for c in dataset.novel_classes(fold)}
     if dataset.hsnet_queries == "class-uniform":
         return hsnet_compat.class_uniform(pools, count, shot)
+    if dataset.hsnet_queries == "class-cycle":
+        return hsnet_compat.class_cycle(pools, count, shot)
     if episodes not in (None, len(pairs)):
         raise UserError(f"hsnet-compat tests each image of {dataset.name} once: leave episodes out, not {episodes}.")
     return hsnet_compat.every_image(pairs, pools, shot)

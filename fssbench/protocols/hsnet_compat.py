@@ -52,6 +52,15 @@ def class_uniform(lists: Mapping[int, Sequence[str]], episodes: int, shot: int) 
         yield class_id, query, supports(random, lists[class_id], query, shot)
 
 
+def class_cycle(lists: Mapping[int, Sequence[str]], episodes: int, shot: int) -> Iterator[Drawn]:
+    """The cross-domain sets: the classes in turn, a query of the class's list, then supports of it (protocols.md 1.5)."""
+    random, classes = generator(), sorted(lists)
+    for number in range(episodes):
+        class_id = classes[number % len(classes)]
+        query = pick(random, lists[class_id])
+        yield class_id, query, supports(random, lists[class_id], query, shot)
+
+
 def sequential(pairs: Sequence[tuple[int, str]], episodes: int, shot: int) -> Iterator[Drawn]:
     """PASCAL-5i: query and class are pair t mod n of the list; only supports are drawn, from the class's own pairs."""
     random = generator()
