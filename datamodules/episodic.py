@@ -39,6 +39,7 @@ from fssbench.protocols.manifest import (
 )
 from fssbench.protocols.profiles import ProtocolName, TrainingPolicy, profile_of
 from fssbench.protocols.sampler import ShardedEpisodeSampler
+from fssbench.protocols.voting import KShot
 
 Selection = Literal["last", "base", "novel"]
 
@@ -63,6 +64,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: test episodes per novel class of `clean-v1`; None = the data set's own number.
         episodes: test episodes of a compat protocol; None = the protocol's own number.
         squares: also count at these square sizes in pixels, from the same logits; `hsnet-compat` adds its own.
+        kshot: K supports are used as the `method` itself does, or by HSNet's `vote` of K runs with one support each.
         boundary: also boundary IoU and 95th-percentile Hausdorff distance of each test episode, in a file beside the record.
         training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
             pixels are ignored; None = what the protocol's papers do.
@@ -91,6 +93,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         episodes_per_class: int | None = None,
         episodes: int | None = None,
         squares: tuple[int, ...] = (),
+        kshot: KShot = "method",
         boundary: bool = False,
         training_policy: TrainingPolicy | None = None,
         val_episodes_per_class: int = 2,
@@ -114,6 +117,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.profile = profile_of(protocol)
         self.training_policy: TrainingPolicy = training_policy or self.profile.training_policy
         self.episodes, self.extra_squares, self.boundary = episodes, squares, boundary
+        self.kshot: KShot = kshot
         if any(side < 1 for side in squares):
             raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed

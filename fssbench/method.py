@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from fssbench.losses import bce_dice_loss
 from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
 from fssbench.metrics.square import square_target
+from fssbench.protocols.voting import vote_logits
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
 
@@ -127,7 +128,7 @@ class FewShotMethod(LightningModule, ABC):
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
         timer = _Timer(self.device)
-        logits = self(batch)
+        logits = self._logits(batch)
         counts = _count(self._masks(logits, batch), batch)
         self.metric.update(counts, batch.class_id)
         stop = timer.stop()
@@ -141,7 +142,19 @@ class FewShotMethod(LightningModule, ABC):
 
     def predict_masks(self, batch: EpisodeBatch) -> list[Tensor]:
         """Predicted masks at original size: B bool tensors (H0, W0)."""
-        return self._masks(self(batch), batch)
+        return self._masks(self._logits(batch), batch)
+
+    def _logits(self, batch: EpisodeBatch) -> Tensor:
+        """Logits (B, H', W') as the data module wants K supports used."""
+        if batch.shot == 1 or self._trainer is None or self._data.kshot == "method":
+            return cast(Tensor, self(batch))
+        query, support = self._features(batch)
+        masks = []  # K times (B, H, W) at network size, where HSNet counts its votes
+        for k in range(batch.shot):
+            one = {name: value[:, k : k + 1] for name, value in support.items()}
+            logits = self.segment(query, one, batch.support_masks[:, k : k + 1])
+            masks.append(torch.stack([self.upsample(each, tuple(batch.query_mask.shape[-2:])) > 0 for each in logits]))
+        return torch.stack([vote_logits(votes) for votes in torch.stack(masks, 1)])
 
     def _masks(self, logits: Tensor, batch: EpisodeBatch) -> list[Tensor]:
         sizes = [tuple(mask.shape) for mask in batch.query_mask_full]

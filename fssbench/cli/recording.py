@@ -156,7 +156,11 @@ class RunRecorder(SaveConfigCallback):
         """What defines the method: its class, settings, and how it was trained, without what differs between folds
         and seeds."""
         recipe = {k: v for k, v in method.training_facts.items() if k not in PER_FOLD}
-        return {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+        config = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+        data = data_of(method.trainer)
+        if data.kshot == "vote" and data.shot > 1:  # another experiment with the same method
+            config["kshot"] = "vote"
+        return config
 
     def make_key(self, trainer: Trainer, method: LightningModule, side: int | None = None) -> Key:
         """The identity of this run's result, at original size or at a square of `side` pixels."""
@@ -197,6 +201,8 @@ class RunRecorder(SaveConfigCallback):
             "backbone_pretraining": UNKNOWN,
             **method.metadata(),
         }
+        if data.kshot == "vote" and key.shot > 1:
+            metadata["kshot_mode"] = "vote"
         left_out = [f"class {name} left out: too few images" for name in header.left_out.values()]
         return ResultRecord(
             key=key,
