@@ -113,6 +113,8 @@ def _add(report: Report, name: str, pairs: list[tuple[int, str]], published: boo
 def _compare(report: Report, data: COCO20iDataset, protocol: str, complete: bool) -> None:
     """Lists of renderer `legacy` against the published ones, which assume the PNG masks in circulation."""
     known = LISTS["coco-20i", "hsnet-val"]
+    if complete and "list-" in data.image_filter:
+        report.notes.append(f"{protocol}: the lists in lists/{protocol} are none of the published ones known here.")
     for fold in range(data.n_folds):
         pairs = data.ordered_pairs(fold)
         comparable = complete and protocol == "hsnet-compat"
