@@ -204,23 +204,38 @@ def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotati
     for annotation in found:
         if annotation.get("iscrowd", 0):
             continue
-        parts, skipped = _run_lengths(annotation, height, width, annotations)
-        dropped += skipped
-        segmentation = annotation["segmentation"]
+        segmentation = annotation.get("segmentation")
         if isinstance(segmentation, list):
-            first = next((polygon for polygon in segmentation if _has_area(polygon)), None)
-            if first is not None:
-                corners = np.array(first).reshape(-1, 2).astype(np.int32)
+            usable = [polygon for polygon in segmentation if _has_area(polygon)]
+            dropped += len(segmentation) - len(usable)
+            if usable:
+                try:
+                    corners = np.array(usable[0], np.float64).reshape(-1, 2).astype(np.int32)
+                except (TypeError, ValueError):
+                    raise _unfit(annotation, height, width, annotations) from None
                 cv2.fillPoly(labels, [corners], annotation["category_id"])
         else:  # the official files give run-length codes to crowds only
+            parts, _ = _run_lengths(annotation, height, width, annotations)
             labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
-    labels = np.asfortranarray(labels)  # as run-length codes go: once, not once per class
-    masks: _Masks = {}
-    for category in {annotation["category_id"] for annotation in found if not annotation.get("iscrowd", 0)}:
-        code = rle_tools.encode((labels == category).view(np.uint8))
-        if rle_tools.area(code):  # nothing is left of a class that others cover
-            masks[category, False] = code
-    return masks, dropped
+    return {(category, False): code for category, code in _codes_of(labels).items()}, dropped
+
+
+def _codes_of(labels: np.ndarray) -> dict[int, dict[str, Any]]:
+    """Label above 0 -> run-length code of its pixels, from one pass over the runs of all labels: encoding each class's own
+    mask would take most of the time of rendering."""
+    flat = cv2.transpose(labels).reshape(-1)  # codes go down the columns
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    codes = {}
+    for label in np.unique(values[values > 0]).tolist():
+        runs = values == label
+        bounds = np.stack([starts[runs], ends[runs]], 1).reshape(-1)
+        counts = np.diff(np.concatenate([[0], bounds, [flat.size]]))
+        counts = counts[:-1] if counts[-1] == 0 else counts
+        size = list(labels.shape)
+        codes[label] = rle_tools.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
+    return codes
 
 
 def _has_area(polygon: list[float]) -> bool:
@@ -246,7 +261,11 @@ def _run_lengths(
                 return [rle_tools.frPyObjects(segmentation, height, width)], 0
     except (KeyError, TypeError, ValueError):
         pass  # the error below names the annotation
-    raise UserError(
+    raise _unfit(annotation, height, width, annotations)
+
+
+def _unfit(annotation: dict[str, Any], height: int, width: int, annotations: Path) -> UserError:
+    return UserError(
         f"{annotations}: annotation {annotation.get('id')} has no segmentation that fits its image of "
         f"{width}x{height}, expected polygons or a run-length code of that size. Correct or remove the annotation."
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from datamodules import coco_index
@@ -398,6 +399,23 @@ def test_legacy_masks_hold_one_label_per_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.read_mask("images/a.jpg", 1), person)
     np.testing.assert_array_equal(data.read_mask("images/a.jpg", 12), sign)
     assert data.classes_in("images/a.jpg") == (1, 12)
+
+
+def test_run_length_codes_of_labels_are_those_of_their_masks() -> None:
+    random = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 9), (7, 1), (13, 17)):
+        for highest in (1, 2, 4):
+            labels = random.integers(0, highest, shape).astype(np.int16)
+            codes = coco_index._codes_of(labels)
+            assert set(codes) == set(np.unique(labels).tolist()) - {0}
+            for label, code in codes.items():
+                assert code == rle_tools.encode(np.asfortranarray(labels == label, np.uint8))
+
+
+@pytest.mark.parametrize("segmentation", [[["a"] * 6], None, {"size": [3, 3], "counts": [9]}])
+def test_legacy_masks_of_wrong_segmentations(segmentation: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="annotation 10 has no segmentation that fits"):
+        legacy_image(tmp_path, [{"category_id": 1, "segmentation": segmentation}]).candidates(1, "test")
 
 
 def test_legacy_masks_leave_out_a_class_that_is_covered(tmp_path: Path) -> None:
