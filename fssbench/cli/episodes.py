@@ -21,6 +21,7 @@ def run(verb: str, arguments: list[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser(
         "build",
+        allow_abbrev=False,  # --data is the data's own option, not short for --dataset
         help="make the episodes of a data set, or of published lists alone",
         description="Make the episodes of a data set. Everything after the options below configures the data, as in "
         "`fssbench test`: --config data/coco20i.yaml --data.protocol clean-v1 --data.fold 0 --data.shot 1 ... With "
@@ -35,6 +36,7 @@ def run(verb: str, arguments: list[str]) -> int:
     build.add_argument("--out", type=Path, help="file to write (default: episodes/DATASET_PROTOCOL_foldF_shotK.jsonl)")
     freeze = actions.add_parser(
         "freeze",
+        allow_abbrev=False,
         help="make the episodes of all folds and shots, for publication",
         description="Make the manifests of all folds and numbers of supports (and of all seeds, for bam-compat), compressed, "
         "with a list of their hashes. A number of supports for which a class has too few images is left out. Everything "
