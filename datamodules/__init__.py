@@ -5,10 +5,16 @@ from typing import Any
 
 _WHERE = {
     "COCO20i": "datamodules.coco20i",
+    "DAVIS17": "datamodules.davis17",
     "FSS1000": "datamodules.fss1000",
     "Folder": "datamodules.folder",
     "Images": "datamodules.images",
+    "PASCAL5i": "datamodules.pascal5i",
     "Shapes": "datamodules.shapes",
+    "ChestXray": "datamodules.chestxray",
+    "Deepglobe": "datamodules.deepglobe",
+    "ISIC": "datamodules.isic",
+    "SUIM": "datamodules.suim",
 }
 __all__ = sorted(_WHERE)
 

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.coco_index import RENDERER, CocoIndex, load_index
+from datamodules.coco_index import CocoIndex, Renderer, load_index
 from datamodules.episodic import EpisodicDataModule, data_root
 from datamodules.folds import Partition, novel_classes
+from datamodules.published import FoldLists, find_lists
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
 from fssbench.images import read_image
+from fssbench.protocols.profiles import ProtocolName, profile_of
 
 CLASS_NAMES = (  # noqa: SIM905 - eighty names in a list literal would take a screen
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
@@ -35,10 +37,14 @@ class COCO20iDataset(FewShotDataset):
     """COCO-20i straight from the instances JSON files and the image folders; nothing has to be prepared.
 
     Class ids 1..80 are COCO's categories sorted by official id. `partition`: `interleaved` (the usual one: fold f tests
-    f + 1, f + 5, ...) or `contiguous` (PANet: 20 f + 1 .. 20 f + 20). Masks are rendered by renderer `clean` (see
-    `coco_index`). Candidates of a class are the images with at least `min_pixels` pixels of it at original size, crowds
-    not counted, in the order of their keys. A key is `<folder name>/<file name>`, e.g.
-    `val2014/COCO_val2014_000000507081.jpg`.
+    f + 1, f + 5, ...) or `contiguous` (PANet: 20 f + 1 .. 20 f + 20; the data set is then `coco-20i-contiguous`, since the
+    two are not comparable). Candidates of a class are the images with at least `min_pixels` pixels of it at original
+    size, crowds not counted. A key is `<folder name>/<file name>`, e.g. `val2014/COCO_val2014_000000507081.jpg`.
+
+    `protocol` decides on masks and order. `clean-v1`: renderer `clean` (see `coco_index`), ascending keys. The compat
+    protocols: renderer `legacy`, and an order that follows from no annotation, so `lists` must bring it: for both
+    `val.txt` with the order of all images (RePRI's for `hsnet-compat`, PFENet's for `bam-compat`; the lists are then built
+    in this order), or for `hsnet-compat` the published lists themselves (`fold0` to `fold3`, HSNet's pickles or text).
 
     The four paths are relative to `root`; their defaults are the official layout. Training and test may share an image
     folder, or both folder and JSON: base and novel classes are disjoint in every fold. Only what a split needs is
@@ -50,7 +56,8 @@ class COCO20iDataset(FewShotDataset):
     name: ClassVar[str] = "coco-20i"
     n_folds = 4
     episodes_per_class = 100
-    mask_renderer = RENDERER
+    protocols = ("clean-v1", "hsnet-compat", "bam-compat")
+    hsnet_queries = "class-uniform"
     class_partition: Partition
 
     def __init__(
@@ -62,11 +69,14 @@ class COCO20iDataset(FewShotDataset):
         test_annotations: str = "annotations/instances_val2014.json",
         partition: Partition = "interleaved",
         min_pixels: int = 2048,
+        protocol: ProtocolName = "clean-v1",
+        lists: str | Path | None = None,
     ) -> None:
         root = Path(root).expanduser()
         self.skipped: list[str] = []
-        train = _Source(root / train_images, root / train_annotations, self.skipped)
-        test = _Source(root / test_images, root / test_annotations, self.skipped)
+        self.mask_renderer: Renderer = profile_of(protocol).masks
+        train = _Source(root / train_images, root / train_annotations, self.mask_renderer, self.skipped)
+        test = _Source(root / test_images, root / test_annotations, self.mask_renderer, self.skipped)
         if train.folder.name == test.folder.name and train.folder != test.folder:
             raise UserError(
                 f"Training images {train.folder} and test images {test.folder} have the same folder name, so their "
@@ -77,16 +87,75 @@ class COCO20iDataset(FewShotDataset):
         self.min_pixels = min_pixels
         self.image_filter = f"min-pixels-{min_pixels}"
         self.class_names = dict(enumerate(CLASS_NAMES, start=1))
+        if partition == "contiguous":
+            self.name = "coco-20i-contiguous"  # type: ignore[misc]
+        self._lists = FoldLists()
+        if protocol != "clean-v1":
+            self._lists = _protocol_lists(root, protocol, lists)
+            self.image_filter = (
+                self._lists.identity if self._lists.folds else f"{self.image_filter}-{self._lists.identity}"
+            )
+        elif lists is not None:
+            raise UserError("clean-v1 makes its own lists: leave data.lists out, or choose the protocol of the lists.")
+
+    @property
+    def draw_name(self) -> str:
+        """`coco-20i` for both partitions: they share pictures, classes and so the draw."""
+        return "coco-20i"
 
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         """The 20 classes tested in `fold`; raises `UserError` for a fold outside 0..3."""
         return novel_classes(sorted(self.class_names), fold, self.n_folds, self.class_partition)
 
     def candidates(self, class_id: int, split: Split) -> list[str]:
-        """Keys, ascending, of the images of a split with at least `min_pixels` valid pixels of the class."""
+        """Keys of the images of a split with enough of the class: of a published list in its order, else those with at
+        least `min_pixels` valid pixels, ascending or in the order of `lists`."""
         source = self._sources[split]
+        if split == "test":
+            published = self._published.get(class_id)
+            if published is not None:
+                return [self._listed_key(name) for name in published]
         positions = source.index.images_of(OFFICIAL_IDS[class_id - 1], max(1, self.min_pixels))
-        return [f"{source.folder.name}/{source.index.names[i]}" for i in positions]
+        keys = [f"{source.folder.name}/{source.index.names[i]}" for i in positions]
+        return sorted(keys, key=self._rank) if split == "test" and self._lists.order else keys
+
+    def ordered_images(self, fold: int) -> list[str]:
+        """The fold's images in the order of `lists`, class after class where there is no such order."""
+        keys = super().ordered_images(fold)
+        return sorted(keys, key=self._rank) if self._lists.order else keys
+
+    def classes_in(self, key: str) -> tuple[int, ...]:
+        """Ids of all classes with a pixel in an image; a crowd of the class counts."""
+        source, position = self._find(key)
+        return tuple(OFFICIAL_IDS.index(int(c)) + 1 for c in source.index.categories_of(position))
+
+    @cached_property
+    def _published(self) -> dict[int, list[str]]:
+        """Class -> names of its published list, checked for the classes that its fold tests."""
+        for fold, found in self._lists.folds.items():
+            wrong = sorted({c for c, _ in found.pairs} - set(self.novel_classes(fold)))
+            if wrong:
+                raise UserError(
+                    f"{found.path} lists class {wrong[0]}, which fold {fold} of {self.name} does not test. Use lists of "
+                    "the same partition, named by their fold."
+                )
+        return self._lists.by_class()
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {Path(name).name: rank for rank, name in enumerate(self._lists.order)}
+
+    def _rank(self, key: str) -> int:
+        name = key.rpartition("/")[2]
+        if name not in self._order:
+            raise UserError(f"The order in data.lists has no image '{name}'. Use the val.txt of COCO 2014.")
+        return self._order[name]
+
+    def _listed_key(self, name: str) -> str:
+        source, file = self._sources["test"], Path(name).name
+        if file not in source.positions:
+            raise UserError(f"The published list names {name}, which {source.annotations} lacks. Use COCO 2014.")
+        return f"{source.folder.name}/{file}"
 
     def read_image(self, key: str) -> np.ndarray:
         """(H0, W0, 3) uint8 RGB; raises `UserError` where the size is not the one the JSON states."""
@@ -129,6 +198,7 @@ class _Source:
 
     folder: Path
     annotations: Path
+    renderer: Renderer
     skipped: list[str] = field(compare=False, repr=False)
 
     @cached_property
@@ -138,7 +208,7 @@ class _Source:
                 f"The image folder {self.folder} does not exist. Unpack COCO's {self.folder.name}.zip there, or set "
                 "the path of the images."
             )
-        index = load_index(self.annotations)
+        index = load_index(self.annotations, self.renderer)
         for official, name in index.categories.items():
             expected = CLASS_NAMES[OFFICIAL_IDS.index(official)] if official in OFFICIAL_IDS else "unused"
             if name != expected:
@@ -155,6 +225,21 @@ class _Source:
         return {name: position for position, name in enumerate(self.index.names)}
 
 
+def _protocol_lists(root: Path, protocol: str, lists: str | Path | None) -> FoldLists:
+    """The lists or the order that a compat protocol needs; raises `UserError` where they are missing or of no use."""
+    place = Path(lists).expanduser() if lists is not None else root / "lists" / protocol
+    source = {"hsnet-compat": "RePRI's lists/coco/val.txt", "bam-compat": "PFENet's val.txt"}[protocol]
+    if not place.exists():
+        raise UserError(
+            f"{protocol} needs the published order of COCO's images, which no annotation gives: {place} does not exist. "
+            f"Put {source} there (`fssbench prepare coco20i` can fetch it), or name it with data.lists."
+        )
+    found = find_lists(place, COCO20iDataset.n_folds)
+    if protocol == "bam-compat" and not found.order:
+        raise UserError(f"bam-compat needs the order of all images, but {place} holds lists per fold. Give {source}.")
+    return found
+
+
 class COCO20i(EpisodicDataModule):
     """Episodes of COCO-20i; the folds and how masks are made are described at `COCO20iDataset`.
 
@@ -166,6 +251,7 @@ class COCO20i(EpisodicDataModule):
         test_annotations: instances JSON of the test images, below root.
         partition: how the 80 classes are dealt to the four folds: `interleaved` is usual, `contiguous` is PANet's.
         min_pixels: an image counts for a class that has at least this many pixels in it.
+        lists: published lists of a compat protocol, or val.txt with their order; null: `lists/PROTOCOL` below root.
         kwargs: what every data module takes.
     """
 
@@ -178,17 +264,19 @@ class COCO20i(EpisodicDataModule):
         test_annotations: str = "annotations/instances_val2014.json",
         partition: Partition = "interleaved",
         min_pixels: int = 2048,
+        lists: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root = root
+        self.root, self.lists = root, lists
         self.files = (train_images, train_annotations, test_images, test_annotations)
         self.partition: Partition = partition
         self.min_pixels = min_pixels
 
     def make_dataset(self) -> COCO20iDataset:
         """COCO-20i at the configured place."""
-        return COCO20iDataset(data_root(self.root, "COCO2014"), *self.files, self.partition, self.min_pixels)
+        root = data_root(self.root, "COCO2014")
+        return COCO20iDataset(root, *self.files, self.partition, self.min_pixels, self.protocol, self.lists)
 
     def number_of_folds(self) -> int:
         """Four, known without opening a file."""

@@ -4,9 +4,13 @@ The official JSON files hold up to 600,000 annotations in 330 MB of text: too sl
 to hold in every loader worker. `load_index` renders each (image, class) pair once with pycocotools as a run-length code
 of a few hundred bytes, counts its pixels, and keeps all of them in one compressed file named after the JSON's SHA-256.
 
-Renderer `clean` (protocols.md 1.2): the mask of a class is the union of all polygons, compressed and uncompressed
-run-length codes of that class; regions marked as crowds of that class are ignored (255) where no object of the class
-covers them.
+Two renderers (protocols.md 1.2):
+
+* `clean`: the mask of a class is the union of all polygons, compressed and uncompressed run-length codes of that class;
+  regions marked as crowds of that class are ignored (255) where no object of the class covers them.
+* `legacy`: one label per pixel, as in the PNG masks in circulation, whose only known generator is RePRI's. Objects are
+  drawn in the order of the file and cover what is below them; only the first polygon of an object is filled, its corners
+  cut to whole pixels; crowds are background. So occluded objects lose parts, and overlapping classes lose pixels.
 """
 
 from __future__ import annotations
@@ -17,18 +21,22 @@ import warnings
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from zipfile import BadZipFile
 
+import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
-from tqdm import tqdm
 
-from fssbench.errors import UserError
+from datamodules.parallel import parallel_map
+from fssbench.errors import UserError, nearest
 from fssbench.files import cache_folder, sha256_file, written_whole
 
-RENDERER = "clean"
+Renderer = Literal["clean", "legacy"]
+RENDERER: Renderer = "clean"
+"""The usual renderer."""
 _VERSION = 1  # of the cache file: raise it whenever the rendering or the layout below changes
 _IMAGE_STEP = 1 << 17  # room for 65,536 category ids
 
@@ -65,6 +73,11 @@ class CocoIndex:
         chosen = (self.codes % _IMAGE_STEP == _code(0, category, False)) & (self.pixels >= min_pixels)
         return self.codes[chosen] // _IMAGE_STEP
 
+    def categories_of(self, image: int) -> np.ndarray:
+        """Official ids, ascending, of the categories with a pixel in the image at position `image`; a crowd counts."""
+        first, last = np.searchsorted(self.codes, (_code(image, 0, False), _code(image + 1, 0, False)))
+        return np.unique(self.codes[first:last][self.pixels[first:last] > 0] % _IMAGE_STEP // 2)
+
     def mask(self, image: int, category: int) -> np.ndarray:
         """(H0, W0) uint8 {0, 1, 255} mask of a category in the image at position `image`."""
         height, width = self.sizes[image]
@@ -78,23 +91,25 @@ class CocoIndex:
         return mask
 
 
-def load_index(annotations: Path) -> CocoIndex:
-    """The index of an instances JSON: from the cache, or rendered (minutes for train2014) and cached.
+def load_index(annotations: Path, renderer: Renderer = RENDERER) -> CocoIndex:
+    """The index of an instances JSON: from the cache, or rendered (a minute for train2014) and cached.
 
     Raises `UserError` where the file is missing or is no instances JSON.
     """
+    if renderer not in get_args(Renderer):
+        raise UserError(f"Unknown mask renderer '{renderer}'.{nearest(renderer, get_args(Renderer))}")
     if not annotations.is_file():
         raise UserError(
             f"{annotations} does not exist, expected a COCO instances JSON. Unpack annotations_trainval2014.zip of "
             "cocodataset.org there, or set the path of the annotations."
         )
-    cached = cache_folder() / f"coco-{RENDERER}-v{_VERSION}-{sha256_file(annotations)}.npz"
+    cached = cache_folder() / f"coco-{renderer}-v{_VERSION}-{sha256_file(annotations)}.npz"
     if cached.is_file():
         try:
             return _load(cached)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             pass  # damaged: made anew and replaced below
-    index = _render(annotations)
+    index = _render(annotations, renderer)
     try:
         _save(cached, index)
     except UserError as error:
@@ -125,28 +140,20 @@ def _load(path: Path) -> CocoIndex:
     return CocoIndex(names, categories, dropped=int(arrays.pop("dropped")), **arrays)
 
 
-def _render(annotations: Path) -> CocoIndex:
+def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
     images, by_image, categories = _parse(annotations)
-    codes: list[int] = []
-    pixels: list[int] = []
-    runs: list[bytes] = []
-    dropped = 0
-    for position, image in enumerate(
-        tqdm(images, f"rendering masks of {annotations.name}", delay=3, mininterval=1, unit="image")
-    ):
-        height, width = image["size"]
-        pieces: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in by_image.pop(image["id"], ()):
-            code = _code(position, annotation["category_id"], bool(annotation.get("iscrowd", 0)))
-            parts, skipped = _run_lengths(annotation, height, width, annotations)
-            pieces[code] += parts
-            dropped += skipped
-        for code in sorted(pieces):
-            if pieces[code]:
-                union = rle_tools.merge(pieces[code])
-                codes.append(code)
-                pixels.append(int(rle_tools.area(union)))
-                runs.append(union["counts"])
+    drawn = parallel_map(
+        partial(_draw, renderer, annotations),
+        [(by_image[image["id"]], *image["size"]) for image in images],
+        f"rendering masks of {annotations.name}",
+        "image",
+    )
+    codes, runs, pixels = [], [], []
+    for position, (masks, _) in enumerate(drawn):
+        for category, crowd, counts, area in masks:
+            codes.append(_code(position, category, crowd))
+            runs.append(counts)
+            pixels.append(area)
     return CocoIndex(
         names=tuple(image["file_name"] for image in images),
         categories=categories,
@@ -155,8 +162,78 @@ def _render(annotations: Path) -> CocoIndex:
         pixels=np.array(pixels, np.int64),
         ends=np.cumsum([0, *map(len, runs)], dtype=np.int64),
         runs=np.frombuffer(b"".join(runs), np.uint8),
-        dropped=dropped,
+        dropped=sum(dropped for _, dropped in drawn),
     )
+
+
+def _draw(
+    renderer: Renderer, annotations: Path, image: tuple[list[dict[str, Any]], int, int]
+) -> tuple[list[tuple[int, bool, bytes, int]], int]:
+    """Of one image: (category, crowd, run-length code, pixels) of each mask in the order of their codes, and the number of
+    polygons without area."""
+    masks, dropped = (_clean_masks if renderer == "clean" else _legacy_masks)(*image, annotations)
+    return [(*key, mask["counts"], int(rle_tools.area(mask))) for key, mask in sorted(masks.items())], dropped
+
+
+_Masks = dict[tuple[int, bool], dict[str, Any]]
+"""(official category id, crowd) -> compressed run-length code of one image."""
+
+
+def _clean_masks(found: list[dict[str, Any]], height: int, width: int, annotations: Path) -> tuple[_Masks, int]:
+    """Unions by class, crowds apart, and the number of polygons without area."""
+    pieces: dict[tuple[int, bool], list[dict[str, Any]]] = defaultdict(list)
+    dropped = 0
+    for annotation in found:
+        parts, skipped = _run_lengths(annotation, height, width, annotations)
+        pieces[annotation["category_id"], bool(annotation.get("iscrowd", 0))] += parts
+        dropped += skipped
+    return {key: rle_tools.merge(parts) for key, parts in pieces.items() if parts}, dropped
+
+
+def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotations: Path) -> tuple[_Masks, int]:
+    """What is left of each class in a single-label mask, and the number of polygons without area."""
+    # 16 bits: category ids of other files in this format may be above 255
+    labels = np.zeros((height, width), np.int16)
+    dropped = 0
+    for annotation in found:
+        if annotation.get("iscrowd", 0):
+            continue
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            usable = [polygon for polygon in segmentation if _has_area(polygon)]
+            dropped += len(segmentation) - len(usable)
+            if usable:
+                try:
+                    corners = np.array(usable[0], np.float64).reshape(-1, 2).astype(np.int32)
+                except (TypeError, ValueError):
+                    raise _unfit(annotation, height, width, annotations) from None
+                cv2.fillPoly(labels, [corners], annotation["category_id"])
+        else:  # the official files give run-length codes to crowds only
+            parts, _ = _run_lengths(annotation, height, width, annotations)
+            labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
+    return {(category, False): code for category, code in _codes_of(labels).items()}, dropped
+
+
+def _codes_of(labels: np.ndarray) -> dict[int, dict[str, Any]]:
+    """Label above 0 -> run-length code of its pixels, from one pass over the runs of all labels: encoding each class's own
+    mask would take most of the time of rendering."""
+    flat = cv2.transpose(labels).reshape(-1)  # codes go down the columns
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    codes = {}
+    for label in np.unique(values[values > 0]).tolist():
+        runs = values == label
+        bounds = np.stack([starts[runs], ends[runs]], 1).reshape(-1)
+        counts = np.diff(np.concatenate([[0], bounds, [flat.size]]))
+        counts = counts[:-1] if counts[-1] == 0 else counts
+        size = list(labels.shape)
+        codes[label] = rle_tools.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
+    return codes
+
+
+def _has_area(polygon: list[float]) -> bool:
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def _run_lengths(
@@ -167,7 +244,7 @@ def _run_lengths(
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
             # pycocotools would take four numbers for a box
-            polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            polygons = [polygon for polygon in segmentation if _has_area(polygon)]
             parts = rle_tools.frPyObjects(polygons, height, width) if polygons else []
             return parts, len(segmentation) - len(polygons)
         if list(segmentation["size"]) == [height, width]:
@@ -178,7 +255,11 @@ def _run_lengths(
                 return [rle_tools.frPyObjects(segmentation, height, width)], 0
     except (KeyError, TypeError, ValueError):
         pass  # the error below names the annotation
-    raise UserError(
+    raise _unfit(annotation, height, width, annotations)
+
+
+def _unfit(annotation: dict[str, Any], height: int, width: int, annotations: Path) -> UserError:
+    return UserError(
         f"{annotations}: annotation {annotation.get('id')} has no segmentation that fits its image of "
         f"{width}x{height}, expected polygons or a run-length code of that size. Correct or remove the annotation."
     )

@@ -21,10 +21,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augmentation, augment, make_augmentation
+from datamodules.policies import for_training, training_lists
 from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
-from fssbench.episode import AUGMENTED, EpisodeBatch, collate
+from fssbench.episode import AUGMENTED, IGNORE, EpisodeBatch, collate
 from fssbench.errors import UserError
+from fssbench.metrics.observers import BoundaryScores, Observer
+from fssbench.preparation.seal import refuse_unfinished
+from fssbench.protocols.lists import list_sha256
 from fssbench.protocols.manifest import (
     Episode,
     Manifest,
@@ -33,7 +37,11 @@ from fssbench.protocols.manifest import (
     load_manifest,
     verify_manifest,
 )
+from fssbench.protocols.profiles import ProtocolName, TrainingPolicy, profile_of
 from fssbench.protocols.sampler import ShardedEpisodeSampler
+from fssbench.protocols.voting import KShot
+
+Selection = Literal["last", "base", "novel"]
 
 
 class EpisodicDataModule(LightningDataModule, ABC):
@@ -50,12 +58,20 @@ class EpisodicDataModule(LightningDataModule, ABC):
         seed: seed of the training episodes.
         episodes_per_epoch: training episodes per epoch; None = as many as the fold has base images.
         augment: training augmentation: none, flip, standard, or FSSAM's (fssam-pascal, fssam-coco).
-        manifest: test episodes from this file; None = the `clean-v1` episodes of the data set.
-        manifest_seed: seed of the `clean-v1` episodes; 0 is the published draw.
-        episodes_per_class: test episodes per novel class; None = the data set's own number.
+        protocol: the named protocol (docs/protocols.md): lists, masks, test episodes and scoring all follow from it.
+        manifest: test episodes from this file; None = the protocol's episodes of the data set.
+        manifest_seed: seed of the test episodes; None = the protocol's own draw.
+        episodes_per_class: test episodes per novel class of `clean-v1`; None = the data set's own number.
+        episodes: test episodes of a compat protocol; None = the protocol's own number.
+        squares: also count at these square sizes in pixels, from the same logits; `hsnet-compat` adds its own.
+        kshot: K supports are used as the `method` itself does, or by HSNet's `vote` of K runs with one support each.
+        boundary: also boundary IoU and 95th-percentile Hausdorff distance of each test episode, in a file beside the record.
+        training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
+            pixels are ignored; None = what the protocol's papers do.
         val_episodes_per_class: validation episodes per *base* class.
-        validation: validate on episodes of `base` classes, or on the very `test` episodes: only to reproduce numbers that
-            were selected on them.
+        selection: what `fit` selects on, besides `last.ckpt`: nothing (`last`), `base` (also `best.ckpt`, by validation on
+            base classes, or on the set's own validation classes), or `novel` (on the test episodes: only to reproduce
+            numbers that were selected on them). Records say which it was.
         small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
@@ -73,11 +89,17 @@ class EpisodicDataModule(LightningDataModule, ABC):
         seed: int = 0,
         episodes_per_epoch: int | None = None,
         augment: Augmentation = "none",
+        protocol: ProtocolName = "clean-v1",
         manifest: str | None = None,
-        manifest_seed: int = 0,
+        manifest_seed: int | None = None,
         episodes_per_class: int | None = None,
+        episodes: int | None = None,
+        squares: tuple[int, ...] = (),
+        kshot: KShot = "method",
+        boundary: bool = False,
+        training_policy: TrainingPolicy | None = None,
         val_episodes_per_class: int = 2,
-        validation: Literal["base", "test"] = "base",
+        selection: Selection = "last",
         small_classes: SmallClasses = "error",
         image_memory: float = 512,
     ) -> None:
@@ -93,9 +115,16 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.image_size = image_size
         self.episodes_per_epoch = episodes_per_epoch
         self.augment = augment
+        self.protocol: ProtocolName = protocol
+        self.profile = profile_of(protocol)
+        self.training_policy: TrainingPolicy = training_policy or self.profile.training_policy
+        self.episodes, self.extra_squares, self.boundary = episodes, squares, boundary
+        self.kshot: KShot = kshot
+        if any(side < 1 for side in squares):
+            raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
-        self.validation = validation
+        self.selection: Selection = selection
         self.small_classes: SmallClasses = small_classes
         self.image_memory = image_memory
 
@@ -113,13 +142,29 @@ class EpisodicDataModule(LightningDataModule, ABC):
         dataset = self.make_dataset()
         if not 0 <= self.fold < dataset.n_folds:
             raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not data.fold={self.fold}.")
+        if self.protocol not in dataset.protocols:
+            raise UserError(
+                f"data.protocol {self.protocol} is not defined for {dataset.name}, only {', '.join(dataset.protocols)}. "
+                "Choose one of these."
+            )
         return dataset
+
+    @cached_property
+    def observers(self) -> tuple[Observer, ...]:
+        """What else looks at the predictions of a test."""
+        return (BoundaryScores(),) if self.boundary else ()
+
+    @property
+    def squares(self) -> tuple[int, ...]:
+        """Sides of the squares at which pixels are counted besides the original size, the protocol's own first."""
+        own = (self.image_size,) if self.profile.square and self.image_size else ()
+        return tuple(dict.fromkeys((*own, *self.extra_squares)))
 
     @cached_property
     def test_manifest(self) -> Manifest:
         """The episodes that are tested and predicted."""
         if self.manifest_path is None:
-            return self._build("novel", self.episodes_per_class)
+            return self.manifest(self.fold, self.shot)
         manifest = load_manifest(self.manifest_path)
         problems = []
         if (manifest.header.fold, manifest.header.shot) != (self.fold, self.shot):
@@ -127,6 +172,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
                 f"it is of fold {manifest.header.fold}, {manifest.header.shot}-shot; the configuration says fold "
                 f"{self.fold}, {self.shot}-shot"
             ]
+        if profile_of(manifest.header.protocol) != self.profile:
+            problems = [f"it is of protocol {manifest.header.protocol}, data.protocol is {self.protocol}"]
         problems = problems or verify_manifest(manifest, self.dataset)
         if problems:
             raise UserError(f"{self.manifest_path} does not fit the data: {problems[0]}.")
@@ -134,19 +181,33 @@ class EpisodicDataModule(LightningDataModule, ABC):
 
     @cached_property
     def val_manifest(self) -> Manifest:
-        """Validation episodes of base classes: the novel classes are never looked at during training, unless asked for."""
-        if self.validation == "test":
+        """Validation episodes of base classes, or of the set's own validation classes: the novel classes are never looked
+        at during training, unless `selection` asks for it."""
+        if self.selection == "novel":
             return self.test_manifest
-        return self._build("base", self.val_episodes_per_class)
+        # clean-v1 under every protocol: the others know no base-class episodes
+        return build_manifest(
+            self.dataset, self.fold, self.shot, None, self.val_episodes_per_class, "base", "leave-out"
+        )
 
-    def _build(self, classes: Literal["novel", "base"], per_class: int | None) -> Manifest:
-        small: SmallClasses = "leave-out" if classes == "base" else self.small_classes
-        return build_manifest(self.dataset, self.fold, self.shot, self.manifest_seed, per_class, classes, small)
+    @property
+    def selection_label(self) -> str | None:
+        """How a selected checkpoint was chosen, in the words of records; None where nothing is selected."""
+        if self.selection == "base":
+            return "val-split" if self.dataset.val_classes else "base-selected"
+        return "best-on-test (legacy)" if self.selection == "novel" else None
+
+    def manifest(self, fold: int, shot: int, seed: int | None = None) -> Manifest:
+        """The test episodes of any fold and number of supports, drawn as configured (`seed` None = `manifest_seed`)."""
+        return build_manifest(
+            self.dataset, fold, shot, self.manifest_seed if seed is None else seed, self.episodes_per_class,
+            small_classes=self.small_classes, protocol=self.protocol, episodes=self.episodes,
+        )  # fmt: skip
 
     @cached_property
     def training_classes(self) -> dict[int, list[str]]:
         """Base class -> its training images, for the classes that have at least K+1."""
-        lists = {c: self.dataset.candidates(c, "train") for c in self.dataset.base_classes(self.fold)}
+        lists = training_lists(self.dataset, self.fold, self.training_policy)
         usable = {c: keys for c, keys in lists.items() if len(keys) > self.shot}
         if not usable:
             raise UserError(
@@ -165,8 +226,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
             "episodes_per_epoch": self.episodes_per_epoch,
             "augment": self.augment,
             "data_seed": self.seed,
-            "training_policy": "keep-as-background",
-            "validation": {"base": "base classes", "test": "test episodes (legacy)"}[self.validation],
+            "training_policy": self.training_policy,
+            "training_list_sha256": list_sha256((c, key) for c, keys in self.training_classes.items() for key in keys),
+            "validation": "test episodes" if self.selection == "novel" else "base classes",
         }
 
     def setup(self, stage: str) -> None:
@@ -196,9 +258,10 @@ class EpisodicDataModule(LightningDataModule, ABC):
         """Batches of training episodes, padded to the same number on every process."""
         images = {key for keys in self.training_classes.values() for key in keys}
         count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
-        squares = self._squares()
+        void_is_background = self._void_is_background and self.training_policy != "ignore-pixels"
+        squares = self._squares(for_training(self.dataset, self.fold, self.training_policy))
         pipeline = make_augmentation(self.augment, squares.side)
-        source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline)
+        source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline, void_is_background)
         return self._loader(source, count, self.batch_size, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
@@ -213,13 +276,17 @@ class EpisodicDataModule(LightningDataModule, ABC):
         """The test episodes."""
         return self._manifest_loader(self.test_manifest)
 
-    def _squares(self) -> Squares:
+    @property
+    def _void_is_background(self) -> bool:
+        return self.profile.void_in_supports == "background"
+
+    def _squares(self, dataset: FewShotDataset | None = None) -> Squares:
         if self.image_size is None:
             raise UserError("Call setup() first, or give data.image_size.")
-        return Squares(self.dataset, self.image_size, self.image_memory / max(1, self.num_workers))
+        return Squares(dataset or self.dataset, self.image_size, self.image_memory / max(1, self.num_workers))
 
     def _manifest_loader(self, manifest: Manifest) -> DataLoader[EpisodeBatch]:
-        source = ManifestEpisodes(self._squares(), manifest)
+        source = ManifestEpisodes(self._squares(), manifest, self._void_is_background)
         return self._loader(source, len(manifest.episodes), self.eval_batch_size, pad=False)
 
     def _loader(self, source: Dataset[EpisodeBatch], count: int, batch_size: int, pad: bool) -> DataLoader[Any]:
@@ -244,7 +311,16 @@ class EpisodicDataModule(LightningDataModule, ABC):
 class TrainingEpisodes(Dataset[EpisodeBatch]):
     """Training episodes by (epoch, index): a class, a query and K distinct supports, uniformly from the base classes."""
 
-    def __init__(self, squares: Squares, classes: dict[int, list[str]], shot: int, seed: int, pipeline: Any) -> None:
+    def __init__(
+        self,
+        squares: Squares,
+        classes: dict[int, list[str]],
+        shot: int,
+        seed: int,
+        pipeline: Any,
+        void_is_background: bool = False,
+    ) -> None:
+        self.void_is_background = void_is_background
         self.squares, self.classes, self.shot = squares, classes, shot
         self.seed, self.pipeline = seed, pipeline
         self._class_ids = sorted(classes)
@@ -268,7 +344,7 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
             else:
                 image, mask, _ = self.squares.read(key, episode.class_id)
             pairs.append(augment(self.pipeline, image, mask, int(seed)))
-        batch = _batch_of_one(episode, index, pairs, None)
+        batch = _batch_of_one(episode, index, pairs, None, self.void_is_background)
         if self.pipeline is None:
             return batch
         # an augmented image is another image: its key must not find the features of the plain one
@@ -281,8 +357,9 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
 class ManifestEpisodes(Dataset[EpisodeBatch]):
     """Evaluation episodes by their number in a manifest."""
 
-    def __init__(self, squares: Squares, manifest: Manifest) -> None:
+    def __init__(self, squares: Squares, manifest: Manifest, void_is_background: bool = False) -> None:
         self.squares, self.manifest = squares, manifest
+        self.void_is_background = void_is_background
 
     def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
         _, index = position
@@ -293,15 +370,21 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
             image, mask, original = self.squares.read(key, episode.class_id)
             full = original if full is None else full
             pairs.append((image, mask))
-        return _batch_of_one(episode, index, pairs, full)
+        return _batch_of_one(episode, index, pairs, full, self.void_is_background)
 
 
 def _batch_of_one(
-    episode: Episode, index: int, pairs: list[tuple[np.ndarray, np.ndarray]], full: np.ndarray | None
+    episode: Episode,
+    index: int,
+    pairs: list[tuple[np.ndarray, np.ndarray]],
+    full: np.ndarray | None,
+    void_is_background: bool = False,
 ) -> EpisodeBatch:
     # contiguous HWC uint8 -> CHW float in [0, 1]; the query comes first
     images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float().div_(255)
     masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
+    if void_is_background:  # in supports only: void pixels of the query are never counted
+        masks[1:][masks[1:] == IGNORE] = 0
     return EpisodeBatch(
         query_image=images[:1],
         query_mask=masks[:1],
@@ -328,7 +411,7 @@ def _quiet_worker(worker_id: int) -> None:
 def data_root(root: str | None, name: str) -> Path:
     """The folder of a data set: as given, else `$FSSBENCH_DATA/NAME`, else `./data/NAME`.
 
-    Raises `UserError` where it is missing.
+    Raises `UserError` where it is missing, or half prepared.
     """
     path = Path(root) if root is not None else Path(os.environ.get("FSSBENCH_DATA", "data")) / name
     if not path.is_dir():
@@ -336,4 +419,5 @@ def data_root(root: str | None, name: str) -> Path:
             f"The data folder {path} is missing. Give data.root (--data.root FOLDER), or set FSSBENCH_DATA to the folder "
             f"that holds {name}/."
         )
+    refuse_unfinished(path)
     return path

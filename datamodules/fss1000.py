@@ -37,6 +37,8 @@ class FSS1000Dataset(FewShotDataset):
     episodes_per_class = 10
     mask_renderer = "threshold-128"
     class_partition = "class-lists"
+    protocols = ("clean-v1", "hsnet-compat")
+    hsnet_queries = "every-image"
 
     def __init__(self, root: str | Path, splits: str | Path | None = None) -> None:
         self.root = Path(root).expanduser()
@@ -74,6 +76,14 @@ class FSS1000Dataset(FewShotDataset):
         if class_id not in self._candidates:
             self._candidates[class_id] = [key for key in self._keys[class_id] if self._is_usable(key, class_id)]
         return list(self._candidates[class_id])
+
+    def support_pool(self, class_id: int) -> list[str]:
+        """The class's candidates by number: 1.jpg, 2.jpg, ..., 10.jpg."""
+        return sorted(self.candidates(class_id, "test"), key=lambda key: int(key.rpartition("/")[2].partition(".")[0]))
+
+    def classes_in(self, key: str) -> tuple[int, ...]:
+        """The one class of the image."""
+        return (self._ids[key.partition("/")[0]],)
 
     def read_image(self, key: str) -> np.ndarray:
         """(H0, W0, 3) uint8 RGB."""

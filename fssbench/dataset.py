@@ -36,8 +36,22 @@ class FewShotDataset(ABC):
     """Identifier of the rule that decides which (image, class) pairs are candidates."""
     class_partition: str = "unknown"
     """How classes are dealt to folds, e.g. `interleaved` or `contiguous` for COCO-20i."""
+    val_classes: Sequence[int] = ()
+    """Classes of the set's own validation split, neither novel nor base; empty where it has none."""
+    protocols: ClassVar[tuple[str, ...]] = ("clean-v1",)
+    """Protocols that are defined for the data set (`fssbench.protocols.profiles`)."""
+    hsnet_queries: ClassVar[Literal["class-uniform", "class-cycle", "sequential", "every-image"]] = "sequential"
+    """How `hsnet-compat` chooses classes and queries (protocols.md 2.3); read where that protocol is defined."""
+    hsnet_episodes: ClassVar[int] = 1000
+    """Episodes per fold of `hsnet-compat`; `every-image` has as many as there are images."""
     skipped: Sequence[str] = ()
     """One line for each item that was left out while reading the lists; shown to the user and recorded."""
+
+    @property
+    def draw_name(self) -> str:
+        """Name of the data set in the texts that order `clean-v1` episodes: that of the pictures and classes, the same
+        for all partitions of the classes into folds."""
+        return self.name
 
     @abstractmethod
     def novel_classes(self, fold: int) -> tuple[int, ...]:
@@ -60,6 +74,26 @@ class FewShotDataset(ABC):
     @abstractmethod
     def candidates(self, class_id: int, split: Split) -> list[str]:
         """Keys of the images that may be query or support of a class, in a fixed order, after the size filter."""
+
+    def ordered_pairs(self, fold: int) -> list[tuple[int, str]]:
+        """(class id, key) of all novel candidates of a fold in the order of the protocol's list: by default class by
+        class. Only the compat protocols depend on it."""
+        return [(c, key) for c in self.novel_classes(fold) for key in self.candidates(c, "test")]
+
+    def ordered_images(self, fold: int) -> list[str]:
+        """Keys of the fold's test images, each once, in the order of the protocol's list (`bam-compat`)."""
+        return list(dict.fromkeys(key for _, key in self.ordered_pairs(fold)))
+
+    def support_pool(self, class_id: int) -> list[str]:
+        """The test candidates of a class in the order in which `hsnet-compat` picks supports from them."""
+        return self.candidates(class_id, "test")
+
+    def classes_in(self, key: str) -> tuple[int, ...]:
+        """Ids, ascending, of all classes with at least one pixel in an image, however small.
+
+        This default reads every mask; a data set with an index overrides it.
+        """
+        return tuple(c for c in sorted(self.class_names) if (self.read_mask(key, c) == 1).any())
 
     @abstractmethod
     def read_image(self, key: str) -> np.ndarray:

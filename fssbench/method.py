@@ -14,7 +14,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,12 @@ from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
 from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
+from fssbench.metrics.square import square_target
+from fssbench.protocols.voting import vote_logits
 from fssbench.trainable import Trainable
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
+ROW_COUNTS = (*COUNT_NAMES, "fg_target")
 
 
 class FewShotMethod(Trainable):
@@ -47,13 +50,15 @@ class FewShotMethod(Trainable):
         super().__init__()
         self.episode_rows: list[dict[str, Any]] = []
         """Rows of the last test, one per episode, complete on every process after the test."""
+        self.square_rows: dict[int, list[dict[str, Any]]] = {}
+        """Side -> the same rows with the pixels counted at a square, for the squares that the data module names."""
         self.scores: IoUScores | None = None
         """Scores of the last validation or test."""
         self.complete = False
         """Whether the last test counted every episode of the manifest exactly once."""
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
-        self._pending: list[tuple[EpisodeRef, Tensor, Any]] = []
+        self._pending: list[tuple[EpisodeRef, Tensor, dict[int, Tensor], Any]] = []
 
     # -- what a method is -----------------------------------------------------------------------------------------
 
@@ -123,12 +128,13 @@ class FewShotMethod(Trainable):
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
         timer = _Timer(self.device)
-        masks = self.predict_masks(batch)
-        counts = _count(masks, batch)
+        logits = self._logits(batch)
+        counts = _count(self._masks(logits, batch), batch)
         self.metric.update(counts, batch.class_id)
         stop = timer.stop()
-        sizes = torch.stack([torch.count_nonzero(target == 1) for target in batch.query_mask_full])
-        self._pending.append((EpisodeRef.of(batch), torch.column_stack([counts, sizes]), stop))
+        squares = {side: self._count_square(logits, batch, side) for side in self._data.squares}
+        self._pending.append((EpisodeRef.of(batch), _with_size(counts, batch.query_mask_full), squares, stop))
+        self._show_observers(logits, batch)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
         """Masks of a batch of episodes: B bool tensors (H0, W0)."""
@@ -136,9 +142,36 @@ class FewShotMethod(Trainable):
 
     def predict_masks(self, batch: EpisodeBatch) -> list[Tensor]:
         """Predicted masks at original size: B bool tensors (H0, W0)."""
-        logits = self(batch)
+        return self._masks(self._logits(batch), batch)
+
+    def _logits(self, batch: EpisodeBatch) -> Tensor:
+        """Logits (B, H', W') as the data module wants K supports used."""
+        if batch.shot == 1 or self._trainer is None or self._data.kshot == "method":
+            return cast(Tensor, self(batch))
+        query, support = self._features(batch)
+        masks = []  # K times (B, H, W) at network size, where HSNet counts its votes
+        for k in range(batch.shot):
+            one = {name: value[:, k : k + 1] for name, value in support.items()}
+            logits = self.segment(query, one, batch.support_masks[:, k : k + 1])
+            masks.append(torch.stack([self.upsample(each, tuple(batch.query_mask.shape[-2:])) > 0 for each in logits]))
+        return torch.stack([vote_logits(votes) for votes in torch.stack(masks, 1)])
+
+    def _masks(self, logits: Tensor, batch: EpisodeBatch) -> list[Tensor]:
         sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
         return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
+
+    def _show_observers(self, logits: Tensor, batch: EpisodeBatch) -> None:
+        for b, truth in enumerate(batch.query_mask_full if self._data.observers else ()):
+            full = self.upsample(logits[b], tuple(truth.shape)).cpu().numpy()
+            ids = int(batch.episode_id[b]), int(batch.class_id[b])
+            for observer in self._data.observers:
+                observer.update(*ids, batch.query_key[b], full, truth.cpu().numpy())
+
+    def _count_square(self, logits: Tensor, batch: EpisodeBatch, side: int) -> Tensor:
+        masks = [self.upsample(one, (side, side)) > 0 for one in logits]
+        targets = [square_target(mask, side) for mask in batch.query_mask_full]
+        counts = torch.stack([episode_counts(mask, target) for mask, target in zip(masks, targets, strict=True)])
+        return _with_size(counts, targets)
 
     def upsample(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
         """Logits (H', W') -> (H0, W0) float32, bilinear."""
@@ -149,6 +182,7 @@ class FewShotMethod(Trainable):
     def _start_counting(self, class_ids: Iterable[int]) -> None:
         self.metric = FewShotIoU(tuple(class_ids), strict=False).to(self.device)
         self.episode_rows, self._pending, self.scores, self.complete = [], [], None, False
+        self.square_rows = {}
 
     def on_validation_start(self) -> None:
         """Counts of this validation start at zero."""
@@ -164,11 +198,20 @@ class FewShotMethod(Trainable):
     def on_test_start(self) -> None:
         """Refuse to score random heads, then start counting at zero."""
         self.require_trained("test")
+        for observer in self._data.observers:
+            if self.trainer.world_size > 1:
+                raise UserError(f"The {observer.name} scores are made in one process: use --trainer.devices 1.")
+            observer.start()
         self._start_counting(self._data.test_manifest.class_ids)
 
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
         self.episode_rows = self._gather(self._rows())
+        squares = [row.pop("squares") for row in self.episode_rows]
+        self.square_rows = {
+            side: [{**row, **counts[side]} for row, counts in zip(self.episode_rows, squares, strict=True)]
+            for side in self._data.squares
+        }
         self.complete = self._is_complete()
         self.metric.strict = self.complete
         self.scores = self.metric.compute()
@@ -189,16 +232,18 @@ class FewShotMethod(Trainable):
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
-        for ref, counts, stop in self._pending:
+        for ref, counts, square_counts, stop in self._pending:
             seconds = stop() / len(ref.episode_id)
+            at_square = {side: values.tolist() for side, values in square_counts.items()}
             for b, values in enumerate(counts.tolist()):
                 row = {
                     "episode_id": ref.episode_id[b],
                     "class_id": ref.class_id[b],
                     "query_key": ref.query_key[b],
                     "support_keys": list(ref.support_keys[b]),
-                    **dict(zip((*COUNT_NAMES, "fg_target"), values, strict=True)),
+                    **dict(zip(ROW_COUNTS, values, strict=True)),
                     "seconds": seconds,
+                    "squares": {s: dict(zip(ROW_COUNTS, v[b], strict=True)) for s, v in at_square.items()},
                 }
                 rows.append(row)
         self._pending = []
@@ -265,6 +310,12 @@ class _Timer:
             return seconds
         passed = time.perf_counter() - self._began
         return lambda: passed
+
+
+def _with_size(counts: Tensor, targets: list[Tensor]) -> Tensor:
+    """Counts (B, 4) with the object's pixels of each target as a fifth column (`ROW_COUNTS`)."""
+    sizes = torch.stack([torch.count_nonzero(target == 1) for target in targets])
+    return torch.column_stack([counts, sizes.to(counts.device)])
 
 
 def _count(masks: list[Tensor], batch: EpisodeBatch) -> Tensor:

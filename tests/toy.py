@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datamodules.episodic import EpisodicDataModule
 from fssbench.dataset import FewShotDataset
 from fssbench.method import Features, FewShotMethod
-from tests.protocols.toy import ToyDataset
+from tests.protocols.toy import CompatToy, ToyDataset
 
 
 class ColourMethod(FewShotMethod):
@@ -60,3 +60,10 @@ class Toy(EpisodicDataModule):
 
     def make_dataset(self) -> FewShotDataset:
         return ToyDataset(dict.fromkeys(range(1, self.n_classes + 1), self.images_per_class))
+
+
+class AnyProtocol(Toy):
+    """The toy data set with every protocol defined."""
+
+    def make_dataset(self) -> FewShotDataset:
+        return CompatToy(dict.fromkeys(range(1, self.n_classes + 1), self.images_per_class))

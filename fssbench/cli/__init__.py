@@ -24,8 +24,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("fssbench.cli.explain", "run a record again and say whether the counts are identical"),
     "score": ("fssbench.cli.score", "masks made by any other program become a record"),
     "list": ("fssbench.cli.listing", "methods, datasets and configs that can be named"),
-    "episodes": ("fssbench.cli.episodes", "build, verify, show or export an episode manifest"),
     "cache": ("fssbench.cli.cache", "features kept on disk between runs: show, verify, clear"),
+    "prepare": ("fssbench.cli.prepare", "unpack, convert and check a data set; writes a signed-off prepared.json"),
+    "episodes": ("fssbench.cli.episodes", "build, freeze, verify, show or export episode manifests"),
     "doctor": ("fssbench.cli.doctor", "versions, devices, weights, data: what is ready and what to do next"),
 }
 

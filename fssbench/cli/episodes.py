@@ -1,26 +1,51 @@
-"""`fssbench episodes build|verify|show|export`: episode manifests as files."""
+"""`fssbench episodes build|freeze|verify|show|export`: episode manifests as files."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from fssbench.errors import UserError
-from fssbench.protocols.manifest import Manifest, load_manifest, verify_manifest
+from fssbench.files import write_text_whole
+from fssbench.protocols.list_dataset import QUERIES, ListDataset
+from fssbench.protocols.manifest import Manifest, build_manifest, load_manifest, verify_manifest
+from fssbench.protocols.profiles import BAM_SEEDS
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Build, verify or show a manifest."""
+    """Build, verify or show manifests."""
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser(
         "build",
-        help="make the clean-v1 episodes of a data set",
-        description="Make the clean-v1 episodes of a data set. Everything after the options below configures the data, as "
-        "in `fssbench test`: --config data/coco20i.yaml --data.fold 0 --data.shot 1 ...",
+        allow_abbrev=False,  # --data is the data's own option, not short for --dataset
+        help="make the episodes of a data set, or of published lists alone",
+        description="Make the episodes of a data set. Everything after the options below configures the data, as in "
+        "`fssbench test`: --config data/coco20i.yaml --data.protocol clean-v1 --data.fold 0 --data.shot 1 ... With "
+        "--lists, no data are needed: the episodes are drawn from a published list file.",
     )
+    build.add_argument(
+        "--lists", type=Path, help="list file of one fold (NAME__CC, CC NAME, HSNet's pickle; or classes)"
+    )
+    build.add_argument("--dataset", default="pascal-5i", help="with --lists: " + ", ".join(QUERIES))
+    build.add_argument("--protocol", default="hsnet-compat", help="with --lists: hsnet-compat or clean-v1")
+    build.add_argument("--shot", type=int, default=1, help="with --lists: number of supports")
     build.add_argument("--out", type=Path, help="file to write (default: episodes/DATASET_PROTOCOL_foldF_shotK.jsonl)")
+    freeze = actions.add_parser(
+        "freeze",
+        allow_abbrev=False,
+        help="make the episodes of all folds and shots, for publication",
+        description="Make the manifests of all folds and numbers of supports (and of all seeds, for bam-compat), compressed, "
+        "with a list of their hashes. A number of supports for which a class has too few images is left out. Everything "
+        "after the options below configures the data, as in `fssbench test`.",
+    )
+    freeze.add_argument(
+        "--shots", type=int, nargs="+", default=[1, 5, 10], help="numbers of supports (default: 1 5 10)"
+    )
+    freeze.add_argument("--out", type=Path, default=Path("episodes"), help="folder to write (default: episodes)")
     verify = actions.add_parser(
         "verify",
         help="check a manifest file, and against the data where they are configured",
@@ -50,17 +75,64 @@ def run(verb: str, arguments: list[str]) -> int:
         if data:
             parser.error(f"unknown options: {' '.join(data)}")
         return _show(load_manifest(options.manifest), options.episodes)
+    if options.action == "freeze":
+        return _freeze(options.shots, options.out, data)
     if options.action == "verify":
         return _verify(options.manifest, data)
-    return _build(options.out, data)
-
-
-def _build(out: Path | None, data: list[str]) -> int:
+    if options.lists and data:
+        parser.error(f"with --lists no data are configured: {' '.join(data)}")
+    if options.lists:
+        dataset = ListDataset.read(options.dataset, options.lists)
+        return _write(build_manifest(dataset, 0, options.shot, protocol=options.protocol), options.out)
     from fssbench.cli.parsing import configured_data
 
-    manifest = configured_data(data).test_manifest
+    return _write(configured_data(data).test_manifest, options.out)
+
+
+def _freeze(shots: list[int], out: Path, data: list[str]) -> int:
+    from fssbench.cli.parsing import configured_data
+
+    module = configured_data(data)
+    several = module.protocol == "bam-compat" and module.manifest_seed is None
+    hashes: dict[str, dict[str, Any]] = {}
+    for shot in shots:
+        try:
+            made = [
+                module.manifest(fold, shot, seed)
+                for fold in range(module.dataset.n_folds)
+                for seed in (BAM_SEEDS if several else (None,))
+            ]
+        except UserError as error:
+            if "candidate image" not in str(error):
+                raise
+            print(f"{shot}-shot left out: {error}")
+            continue
+        for manifest in made:
+            path = out / f"{file_name(manifest)}.gz"
+            manifest.save(path)
+            hashes[path.name] = {
+                "sha256": manifest.sha256,
+                "episodes_sha256": manifest.header.episodes_sha256,
+                "episodes": manifest.header.episodes,
+                "bytes": path.stat().st_size,
+            }
+            print(f"{manifest.sha256}  {path}")
+    if not hashes:
+        raise UserError(f"No number of supports among {shots} has enough images in every class. Use fewer shots.")
+    name = f"{module.dataset.name}_{module.protocol}.json"
+    write_text_whole(out / name, json.dumps(hashes, indent=2) + "\n")
+    print(f"written: {out / name}, {sum(h['bytes'] for h in hashes.values()) / 2**20:.2f} MiB in {len(hashes)} files")
+    return 0
+
+
+def file_name(manifest: Manifest) -> str:
+    """The usual name of a manifest's file."""
     header = manifest.header
-    path = out or Path("episodes") / f"{header.dataset}_{header.protocol}_fold{header.fold}_shot{header.shot}.jsonl"
+    return f"{header.dataset}_{header.protocol}_fold{header.fold}_shot{header.shot}.jsonl"
+
+
+def _write(manifest: Manifest, out: Path | None) -> int:
+    path = out or Path("episodes") / file_name(manifest)
     manifest.save(path)
     _show(manifest, 0)
     print(f"written: {path}")

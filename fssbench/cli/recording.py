@@ -29,6 +29,7 @@ from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
+from fssbench.protocols.profiles import is_base
 from fssbench.results.record import (
     UNKNOWN,
     Cost,
@@ -45,6 +46,8 @@ from fssbench.results.table import EpisodeRow, scores_from, seconds_per_episode
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "sam2", "numpy", "pillow",
              "albumentations", "opencv-python-headless", "pycocotools")  # fmt: skip
+PER_FOLD = ("fold", "seed", "data_seed", "training_list_sha256")
+"""Facts of a training that differ between the folds or seeds of one experiment."""
 RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only")
 """Config keys that say where things lie, not what is computed."""
 
@@ -91,7 +94,8 @@ class RunRecorder(SaveConfigCallback):
         if self.cli.subcommand == "validate" and trainer.is_global_zero:
             assert isinstance(pl_module, FewShotMethod)
             header = data_of(trainer).val_manifest.header
-            print(score_line(f"{header.dataset} base classes of fold {header.fold}, {header.shot}-shot", pl_module))
+            which = "base classes" if is_base(header.protocol) else "test episodes"
+            print(score_line(f"{header.dataset} {which} of fold {header.fold}, {header.shot}-shot", pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a result that exists: the run ends here if the very same one is in the store."""
@@ -99,34 +103,51 @@ class RunRecorder(SaveConfigCallback):
         self.began = time.time()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self.key = self.make_key(trainer, pl_module)
-        path = ResultStore(self.results).path(self.key)
-        overwrite = self.cli_option("overwrite")
-        if not path.exists() or overwrite == "always":
+        squares = data_of(trainer).squares
+        self.keys = {side: self.make_key(trainer, pl_module, side) for side in (None, *squares)}
+        if self.cli_option("overwrite") == "always":
             return
-        same = holds(path, self.key)
-        if same and overwrite == "only-missing":
+        store = ResultStore(self.results)
+        existing = [key for key in self.keys.values() if store.path(key).exists()]
+        for key in existing:
+            same = holds(store.path(key), key)
+            if not same or self.cli_option("overwrite") == "never":
+                raise UserError(
+                    f"{store.path(key)} holds a result {'' if same else 'of other weights or episodes '}already. Use "
+                    "--overwrite always to replace it, or --results FOLDER to keep both."
+                )
+        if len(existing) == len(self.keys):
+            path = store.path(self.keys[None])
             raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
-        raise UserError(
-            f"{path} holds a result {'' if same else 'of other weights or episodes '}already. Use --overwrite always to "
-            f"replace it, or --results FOLDER to keep both."
-        )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the episode table, if every episode was counted."""
         assert isinstance(pl_module, FewShotMethod)
         if not trainer.is_global_zero:
             return
-        what = f"{self.key.dataset} fold {self.key.fold}, {self.key.shot}-shot, {len(pl_module.episode_rows)} episodes"
+        key = self.keys[None]
+        what = f"{key.dataset} fold {key.fold}, {key.shot}-shot, {len(pl_module.episode_rows)} episodes"
         print(score_line(what, pl_module))
         if not pl_module.complete:
             print("not all episodes were run, so no record is written", file=sys.stderr)
             return
-        rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in pl_module.episode_rows]
-        record = self.make_record(trainer, pl_module, rows)
-        path = ResultStore(self.results).write(record, rows, overwrite=self.cli_option("overwrite") == "always")
-        print(f"record: {path}")
-        log_record(trainer.loggers, record, path)
+        store = ResultStore(self.results)
+        for observer in data_of(trainer).observers:
+            print("\n".join(observer.lines()))
+            write_text_whole(store.path(key).with_suffix(f".{observer.name}.csv"), observer.csv())
+        for side, key in self.keys.items():
+            if store.path(key).exists() and self.cli_option("overwrite") != "always":
+                continue  # the very same result, see on_test_start
+            found = pl_module.episode_rows if side is None else pl_module.square_rows[side]
+            rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in found]
+            record = self.make_record(trainer, pl_module, rows, key)
+            if side is not None:
+                scores = record.scores
+                print(f"  at {side}x{side}: mIoU {100 * scores.miou:.2f}  FB-IoU {100 * scores.fb_iou:.2f}")
+            path = store.write(record, rows, overwrite=self.cli_option("overwrite") == "always")
+            print(f"record: {path}")
+            if side is None:
+                log_record(trainer.loggers, record, path)
 
     @property
     def results(self) -> Path:
@@ -142,11 +163,15 @@ class RunRecorder(SaveConfigCallback):
     def method_config(self, method: FewShotMethod) -> dict[str, Any]:
         """What defines the method: its class, settings, and how it was trained, without what differs between folds
         and seeds."""
-        recipe = {k: v for k, v in method.training_facts.items() if k not in ("fold", "seed", "data_seed")}
-        return {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+        recipe = {k: v for k, v in method.training_facts.items() if k not in PER_FOLD}
+        config = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+        data = data_of(method.trainer)
+        if data.kshot == "vote" and data.shot > 1:  # another experiment with the same method
+            config["kshot"] = "vote"
+        return config
 
-    def make_key(self, trainer: Trainer, method: LightningModule) -> Key:
-        """The identity of this run's result."""
+    def make_key(self, trainer: Trainer, method: LightningModule, side: int | None = None) -> Key:
+        """The identity of this run's result, at original size or at a square of `side` pixels."""
         assert isinstance(method, FewShotMethod)
         manifest = data_of(trainer).test_manifest
         return Key(
@@ -159,12 +184,12 @@ class RunRecorder(SaveConfigCallback):
             method=self.cli.run_name,
             config_hash=config_hash(self.method_config(method)),
             weights_sha256=method.weights_sha256(),
-            resolution="original",
+            resolution="original" if side is None else str(side),
             seed=int(method.training_facts.get("seed", self.cli_option("seed_everything") or 0)),
         )
 
-    def make_record(self, trainer: Trainer, method: FewShotMethod, rows: list[EpisodeRow]) -> ResultRecord:
-        """Everything about this test run."""
+    def make_record(self, trainer: Trainer, method: FewShotMethod, rows: list[EpisodeRow], key: Key) -> ResultRecord:
+        """Everything about this test run, with the pixels counted as `key` says."""
         data = data_of(trainer)
         side = data.image_size
         assert side is not None, "setup() has asked the method"
@@ -184,10 +209,12 @@ class RunRecorder(SaveConfigCallback):
             "backbone_pretraining": UNKNOWN,
             **method.metadata(),
         }
+        if data.kshot == "vote" and key.shot > 1:
+            metadata["kshot_mode"] = "vote"
         left_out = [f"class {name} left out: too few images" for name in header.left_out.values()]
         return ResultRecord(
-            key=self.key,
-            scores=scores_from(rows, names, method.scores),
+            key=key,
+            scores=scores_from(rows, names, method.scores if key.resolution == "original" else None),
             cost=Cost(
                 parameters=sum(p.numel() for p in method.parameters()),
                 trained_parameters=trained_parameters(method),
@@ -200,7 +227,7 @@ class RunRecorder(SaveConfigCallback):
                 method_class=class_path(type(method)),
                 selection=facts.get("selection", "not trained"),
                 training_policy=facts.get("training_policy", "not trained"),
-                support_sampling="distinct",
+                support_sampling="distinct" if data.profile.distinct_supports else "with replacement",
                 **metadata,
             ),
             provenance=Provenance(
@@ -222,7 +249,7 @@ class RunRecorder(SaveConfigCallback):
                 started=datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds"),
                 finished=now(),
                 seconds=round(time.time() - self.began, 3),
-                image_lists=candidate_hashes(data),
+                image_lists={**candidate_hashes(data), **training_hash(facts)},
                 episodes_sha256=header.episodes_sha256,
                 mask_renderer=header.mask_renderer,
                 image_filter=header.image_filter,
@@ -324,6 +351,11 @@ def candidate_hashes(data: EpisodicDataModule) -> dict[str, str]:
         for key in sorted(dataset.candidates(c, "test"))
     ]
     return {"test_candidates": sha256_text("\n".join(lines))}
+
+
+def training_hash(facts: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the list that the weights were trained on, where they were trained and say so."""
+    return {"training": facts["training_list_sha256"]} if "training_list_sha256" in facts else {}
 
 
 def library_versions() -> dict[str, str]:

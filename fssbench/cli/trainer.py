@@ -25,6 +25,7 @@ from fssbench.cli.grid import GRID_HELP, config_names
 from fssbench.cli.messages import parse_message, quiet
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
+from fssbench.cli.selection import BestCheckpoint
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.store import FeatureStore, StoredType, default_folder
 from fssbench.encoders.weights import load_plain
@@ -173,6 +174,9 @@ class FssbenchCLI(LightningCLI):
                 kwargs["logger"] = default_loggers(self.run_dir) + ([] if chosen in (None, True) else as_list(chosen))
             if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
                 callbacks.append(last_checkpoint(self.run_dir))
+            label = self.datamodule.selection_label
+            if label is not None:
+                callbacks.append(BestCheckpoint(self.run_dir, label))
         else:
             kwargs["enable_checkpointing"] = False
             if config.get("logger") in (None, True):

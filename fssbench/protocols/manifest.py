@@ -6,30 +6,36 @@ set's lists, the protocol and the seed. No torch is needed to make, check or sho
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fssbench.dataset import FewShotDataset
-from fssbench.errors import UserError
-from fssbench.files import sha256_text, write_text_whole
-from fssbench.protocols import clean_v1
+from fssbench.errors import UserError, nearest
+from fssbench.files import sha256_text, write_text_whole, written_whole
+from fssbench.protocols import clean_v1, draw
+from fssbench.protocols.draw import ClassGroup, Episode, SmallClasses
+from fssbench.protocols.profiles import is_base, profile_of, protocol_id
+
+__all__ = [
+    "ClassGroup",
+    "Episode",
+    "Manifest",
+    "ManifestHeader",
+    "SmallClasses",
+    "build_manifest",
+    "canonical_text",
+    "check_manifest",
+    "load_manifest",
+    "verify_manifest",
+]
 
 FORMAT = "fssbench-episodes"
 FORMAT_VERSION = 1
-
-SmallClasses = Literal["error", "leave-out"]
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One episode: segment `class_id` in `query`, given `supports` (image keys)."""
-
-    class_id: int
-    query: str
-    supports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class ManifestHeader:
     seed: int
     episodes: int
     episodes_per_class: int
+    """0 where the protocol does not draw equally many per class."""
     split: str
     image_filter: str
     mask_renderer: str
@@ -104,8 +111,12 @@ class Manifest:
         return sorted({key for e in self.episodes for key in (e.query, *e.supports)})
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest, whole or not at all."""
-        write_text_whole(path, self.text())
+        """Write the manifest, whole or not at all; compressed where the name ends in `.gz`. The hash is that of the text."""
+        if Path(path).suffix != ".gz":
+            return write_text_whole(path, self.text())
+        with written_whole(path) as temporary:
+            temporary.write_bytes(gzip.compress(self.text().encode(), mtime=0))
+        return None
 
 
 def _dump(value: dict[str, Any]) -> str:
@@ -123,60 +134,72 @@ def build_manifest(
     dataset: FewShotDataset,
     fold: int,
     shot: int,
-    seed: int = 0,
+    seed: int | None = None,
     episodes_per_class: int | None = None,
-    classes: Literal["novel", "base"] = "novel",
+    classes: ClassGroup = "novel",
     small_classes: SmallClasses = "error",
+    protocol: str = clean_v1.NAME,
+    episodes: int | None = None,
 ) -> Manifest:
-    """Make the `clean-v1` episodes of a fold.
+    """Make the episodes of a fold.
 
-    episodes_per_class  None = the data set's own number
-    classes             `novel` for testing; `base` for honest validation during training
-    small_classes       a class with fewer than K + 1 candidates is an `error`, or is left out and listed in the header
+    seed                None = the protocol's own
+    episodes_per_class  `clean-v1` only; None = the data set's own number
+    classes             `novel` for testing; `base` (`clean-v1` only) for honest validation during training
+    small_classes       `clean-v1`: a class with fewer than K + 1 candidates is an `error`, or is left out and listed in
+                        the header
+    protocol            a name in `PROFILES`
+    episodes            compat protocols only: episodes of the fold; None = the protocol's own number
 
-    Raises `UserError` for an unknown fold, a bad number, or too small a class.
+    Raises `UserError` for an unknown fold or protocol, a bad number, or too small a class.
     """
     if not 0 <= fold < dataset.n_folds:
         raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not {fold}.")
     if shot < 1:
         raise UserError(f"The number of supports must be at least 1, not {shot}.")
-    count = dataset.episodes_per_class if episodes_per_class is None else episodes_per_class
-    if count < 1:
-        raise UserError(f"episodes_per_class must be at least 1, not {count}.")
-
-    episodes: list[Episode] = []
-    used: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.base_classes(fold)
-    for class_id in sorted(wanted, key=dataset.label):
-        keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
-        if len(keys) <= shot and small_classes == "leave-out":
-            left_out[str(class_id)] = dataset.class_names[class_id]
-            continue
-        used[str(class_id)] = dataset.class_names[class_id]
-        drawn = clean_v1.class_episodes(dataset.name, dataset.label(class_id), list(keys), count, shot, seed)
-        episodes += [Episode(class_id, keys[query], tuple(keys[s] for s in supports)) for query, supports in drawn]
-    if not episodes:
+    for name, number in (("episodes_per_class", episodes_per_class), ("episodes", episodes)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} must be at least 1, not {number}.")
+    profile = profile_of(protocol)
+    if profile.name not in dataset.protocols:
+        raise UserError(
+            f"{profile.name} is not defined for {dataset.name}.{nearest(profile.name, dataset.protocols)} "
+            "Choose one of these protocols."
+        )
+    seed = profile.default_seed if seed is None else seed
+    identity = protocol_id(profile.name, seed, classes)
+    if profile.name == clean_v1.NAME:
+        if episodes is not None:
+            raise UserError("clean-v1 draws equally many episodes per class: give episodes_per_class, not episodes.")
+        per_class = dataset.episodes_per_class if episodes_per_class is None else episodes_per_class
+        drawn, left_out = draw.clean(dataset, fold, shot, seed, per_class, classes, small_classes)
+    else:
+        if episodes_per_class is not None or classes == "base":
+            raise UserError(f"{profile.name} does not draw per class: give episodes, not episodes_per_class.")
+        per_class, left_out = 0, []
+        drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
+    if not drawn:
         raise UserError(
             f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
         )
+    used = dict.fromkeys(episode.class_id for episode in drawn)
     header = ManifestHeader(
         dataset=dataset.name,
-        protocol=clean_v1.prefix(seed) + ("" if classes == "novel" else "-base"),
+        protocol=identity,
         fold=fold,
         n_folds=dataset.n_folds,
         shot=shot,
         seed=seed,
-        episodes=len(episodes),
-        episodes_per_class=count,
+        episodes=len(drawn),
+        episodes_per_class=per_class,
         split="test",
         image_filter=dataset.image_filter,
         mask_renderer=dataset.mask_renderer,
-        classes=used,
-        left_out=left_out,
-        episodes_sha256=sha256_text(canonical_text(dataset, episodes)),
+        classes={str(c): dataset.class_names[c] for c in sorted(used, key=dataset.label)},
+        left_out={str(c): dataset.class_names[c] for c in left_out},
+        episodes_sha256=sha256_text(canonical_text(dataset, drawn)),
     )
-    return Manifest(header, tuple(episodes))
+    return Manifest(header, tuple(drawn))
 
 
 def load_manifest(path: str | Path) -> Manifest:
@@ -186,8 +209,9 @@ def load_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8").splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"Cannot read the episode manifest {path}: {error}. Make one with `fssbench episodes build`."
         ) from None
@@ -225,6 +249,7 @@ def _header(row: dict[str, Any]) -> ManifestHeader:
 def check_manifest(manifest: Manifest) -> list[str]:
     """What is inconsistent inside a manifest, one sentence each; empty if nothing is."""
     header, problems = manifest.header, []
+    distinct = profile_of(header.protocol).distinct_supports
     if header.episodes != len(manifest.episodes):
         problems.append(f"the header announces {header.episodes} episodes, the file holds {len(manifest.episodes)}")
     for number, episode in enumerate(manifest.episodes):
@@ -232,7 +257,7 @@ def check_manifest(manifest: Manifest) -> list[str]:
             problems.append(f"episode {number} has {len(episode.supports)} supports instead of {header.shot}")
         elif episode.query in episode.supports:
             problems.append(f"episode {number} has its query among its supports")
-        elif len(set(episode.supports)) < len(episode.supports):
+        elif distinct and len(set(episode.supports)) < len(episode.supports):
             problems.append(f"episode {number} repeats a support")
         elif str(episode.class_id) not in header.classes:
             problems.append(f"episode {number} is of class {episode.class_id}, which the header does not name")
@@ -245,14 +270,17 @@ def verify_manifest(manifest: Manifest, dataset: FewShotDataset) -> list[str]:
     problems = check_manifest(manifest)
     if header.dataset != dataset.name:
         return [*problems, f"it is of {header.dataset}, the data set is {dataset.name}"]
+    per_class = header.episodes_per_class or None
     expected = build_manifest(
         dataset,
         header.fold,
         header.shot,
         header.seed,
-        header.episodes_per_class,
-        classes="base" if header.protocol.endswith("-base") else "novel",
+        per_class,
+        classes="base" if is_base(header.protocol) else "novel",
         small_classes="leave-out" if header.left_out else "error",
+        protocol=header.protocol,
+        episodes=None if per_class else header.episodes,
     )
     for name in (f.name for f in fields(ManifestHeader)):
         mine, theirs = getattr(header, name), getattr(expected.header, name)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
 from torch import Tensor
 
 from fssbench.encoders.sam2 import SAM2Size, build_sam2, checkpoint_name, own_settings
@@ -21,7 +20,6 @@ from methods.sam2fss.calibration import ScmaKeys, ScmaShotMode, SupportTokens
 from methods.sam2fss.episode_sam2 import EpisodeSAM2
 from methods.sam2fss.maps import EmptyMaskFallback
 from methods.sam2fss.model import DINO, SAM2FSSNet, autocast_for
-from methods.sam2fss.selection import VALIDATION, BestCheckpoint, Selection
 from methods.sam2fss.trainable import Trainable, freeze_others, trainable_names
 
 ATTENTION = "methods.sam2fss.memory_attention"
@@ -37,6 +35,11 @@ POLY_POWER = 0.9
 """Of the learning rate's schedule, as in the release."""
 
 Precision = Literal["bf16", "fp32"]
+
+
+Selection = Literal["last", "base", "best_on_test"]
+SELECTIONS = {"last": "last", "base": "base", "best_on_test": "novel"}
+"""What `data.selection` must be for a selection: the command line then keeps `best.ckpt` beside `last.ckpt`."""
 
 
 class SAM2FSS(FewShotMethod):
@@ -74,7 +77,7 @@ class SAM2FSS(FewShotMethod):
         train_shot: supports of the training episodes; `fit` refuses other data.
         precision: `bf16` inside the forward pass (similarities and loss stay in float32), or `fp32`.
         selection: `last`; or also keep `best.ckpt` by validation on `base` classes, or on the test episodes
-            (`best_on_test`, only to reproduce published numbers; needs data.validation test).
+            (`best_on_test`, only to reproduce published numbers); data.selection must agree.
         upsample_align_corners: align corners when logits are scaled to the original size.
     """
 
@@ -196,10 +199,6 @@ class SAM2FSS(FewShotMethod):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, poly(int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_callbacks(self) -> list[Callback]:
-        """The callback that keeps the selected checkpoint."""
-        return [] if self.selection == "last" else [BestCheckpoint(self.selection)]
-
     def on_fit_start(self) -> None:
         """Refuse data that the settings do not mean. Raises `UserError`."""
         super().on_fit_start()
@@ -208,11 +207,11 @@ class SAM2FSS(FewShotMethod):
                 f"data.shot is {self._data.shot}, model.train_shot is {self.train_shot}. Make them the same: training is "
                 "separate for each number of supports."
             )
-        wanted = VALIDATION.get(self.selection, self._data.validation)
-        if self._data.validation != wanted:
+        wanted = SELECTIONS[self.selection]
+        if self.selection != "last" and self._data.selection != wanted:
             raise UserError(
-                f"model.selection is {self.selection}, data.validation is {self._data.validation}. Set data.validation: "
-                f"{wanted}, or another selection."
+                f"model.selection is {self.selection}, data.selection is {self._data.selection}. Set data.selection: {wanted}, "
+                "or another model.selection."
             )
 
     def frozen_names(self) -> set[str]:

@@ -47,6 +47,13 @@ def test_data_pipeline(tmp_path: Path) -> None:
     assert all(float(cell) > 0 for row in rows for cell in row[2:])
 
 
+def test_coco_lists(tmp_path: Path) -> None:
+    rows = run("coco_lists.py", tmp_path, "--images", "40", "--objects", "300")
+    assert [row[0] for row in rows] == ["parse", "clean", "clean, again", "legacy", "legacy, again"]
+    assert rows[1][2] == rows[2][2] != "0"
+    assert rows[1][4] == rows[2][4]
+
+
 def test_whole_run(tmp_path: Path) -> None:
     rows = run(
         "test_run.py", tmp_path, "--rounds", "1", "--images", "8", "--", *NETWORK, "--data.episodes_per_class", "1"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from datamodules import coco_index
@@ -363,3 +364,116 @@ def test_coco328_counts_and_masks() -> None:
             checked, crowds = checked + 1, crowds + int((expected == 255).any())
     assert checked > 60
     assert crowds >= 1
+
+
+# -- renderer `legacy` and the compat protocols -----------------------------------------------------------------------
+
+
+def legacy_image(root: Path, annotations: list[dict[str, Any]]) -> COCO20iDataset:
+    one_image(root, annotations)
+    (root / "val.txt").write_text("images/a.jpg\n")
+    return COCO20iDataset(root, **SINGLE, min_pixels=1, protocol="bam-compat", lists=root / "val.txt")
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> list[float]:
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def test_legacy_masks_hold_one_label_per_pixel(tmp_path: Path) -> None:
+    """Later objects cover earlier ones, only the first polygon counts, corners are cut, crowds are background."""
+    crowd = np.zeros((60, 80), bool)
+    crowd[50:] = True
+    data = legacy_image(
+        tmp_path,
+        [
+            {"category_id": 1, "segmentation": [rectangle(10.9, 10.9, 29.9, 29.9), rectangle(40, 40, 45, 45)]},
+            {"category_id": 13, "segmentation": [rectangle(20, 20, 35, 35)]},
+            {"category_id": 1, "segmentation": uncompressed(crowd), "iscrowd": 1},
+        ],
+    )
+    assert data.mask_renderer == "legacy"
+    person, sign = np.zeros((60, 80), np.uint8), np.zeros((60, 80), np.uint8)
+    person[10:30, 10:30] = 1  # corners of a filled polygon belong to it
+    sign[20:36, 20:36] = 1
+    person[sign == 1] = 0
+    np.testing.assert_array_equal(data.read_mask("images/a.jpg", 1), person)
+    np.testing.assert_array_equal(data.read_mask("images/a.jpg", 12), sign)
+    assert data.classes_in("images/a.jpg") == (1, 12)
+
+
+def test_run_length_codes_of_labels_are_those_of_their_masks() -> None:
+    random = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 9), (7, 1), (13, 17)):
+        for highest in (1, 2, 4):
+            labels = random.integers(0, highest, shape).astype(np.int16)
+            codes = coco_index._codes_of(labels)
+            assert set(codes) == set(np.unique(labels).tolist()) - {0}
+            for label, code in codes.items():
+                assert code == rle_tools.encode(np.asfortranarray(labels == label, np.uint8))
+
+
+@pytest.mark.parametrize("segmentation", [[["a"] * 6], None, {"size": [3, 3], "counts": [9]}])
+def test_legacy_masks_of_wrong_segmentations(segmentation: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="annotation 10 has no segmentation that fits"):
+        legacy_image(tmp_path, [{"category_id": 1, "segmentation": segmentation}]).candidates(1, "test")
+
+
+def test_legacy_masks_leave_out_a_class_that_is_covered(tmp_path: Path) -> None:
+    hidden = [{"category_id": c, "segmentation": [rectangle(5, 5, 20, 20)]} for c in (13, 1)]
+    data = legacy_image(tmp_path, hidden)
+    assert data.classes_in("images/a.jpg") == (1,)
+    assert data.candidates(12, "test") == []
+
+
+def official_order(root: Path, path: Path) -> list[str]:
+    names = sorted(f"val2014/{p.name}" for p in (root / "val2014").iterdir())
+    shuffled = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    path.write_text("".join(f"{name} {name.replace('jpg', 'png')}\n" for name in shuffled))
+    return shuffled
+
+
+def test_lists_are_built_in_the_published_order(official: Path, tmp_path: Path) -> None:
+    order = official_order(official, tmp_path / "val.txt")
+    data = COCO20iDataset(official, protocol="hsnet-compat", lists=tmp_path / "val.txt")
+    clean = COCO20iDataset(official)
+    for c in range(1, 9):
+        assert data.candidates(c, "test") == sorted(clean.candidates(c, "test"), key=order.index)
+    assert data.image_filter.startswith("min-pixels-2048-list-")
+    images = data.ordered_images(0)
+    assert images == [name for name in order if any(name in data.candidates(c, "test") for c in (1, 5))]
+
+
+def test_published_lists_are_taken_as_they_are(official: Path, tmp_path: Path) -> None:
+    clean = COCO20iDataset(official)
+    lists = {c: clean.candidates(c, "test")[::-1] for c in (1, 5)}
+    (tmp_path / "fold0.pkl").write_bytes(pickle.dumps({c - 1: names for c, names in lists.items()}))
+    data = COCO20iDataset(official, protocol="hsnet-compat", lists=tmp_path)
+    assert {c: data.candidates(c, "test") for c in lists} == lists
+    assert data.candidates(2, "test") == clean.candidates(2, "test")  # base classes are in no list
+    (tmp_path / "fold1.pkl").write_bytes(pickle.dumps({0: lists[1]}))
+    with pytest.raises(UserError, match="lists class 1, which fold 1"):
+        COCO20iDataset(official, protocol="hsnet-compat", lists=tmp_path).candidates(1, "test")
+
+
+def test_compat_protocols_need_lists(official: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lists/hsnet-compat does not exist.*RePRI"):
+        COCO20iDataset(official, protocol="hsnet-compat")
+    with pytest.raises(UserError, match="clean-v1 makes its own lists"):
+        COCO20iDataset(official, lists=tmp_path)
+    (tmp_path / "fold0.txt").write_text("01 val2014/nowhere.jpg\n")
+    with pytest.raises(UserError, match="bam-compat needs the order"):
+        COCO20iDataset(official, protocol="bam-compat", lists=tmp_path)
+    with pytest.raises(UserError, match=r"names val2014/nowhere\.jpg"):
+        COCO20iDataset(official, protocol="hsnet-compat", lists=tmp_path).candidates(1, "test")
+    (tmp_path / "val.txt").write_text("val2014/nowhere.jpg\n")
+    with pytest.raises(UserError, match="has no image 'COCO_val2014"):
+        COCO20iDataset(official, protocol="bam-compat", lists=tmp_path / "val.txt").candidates(1, "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no lists"):
+        COCO20iDataset(official, protocol="hsnet-compat", lists=tmp_path / "empty")
+
+
+def test_the_partitions_have_names_of_their_own(official: Path) -> None:
+    contiguous = COCO20iDataset(official, partition="contiguous")
+    assert (contiguous.name, contiguous.draw_name) == ("coco-20i-contiguous", "coco-20i")
+    assert COCO20iDataset(official).name == "coco-20i"

@@ -10,6 +10,9 @@ from PIL import Image
 
 from datamodules.fss1000 import FSS1000Dataset
 from fssbench.errors import UserError
+from fssbench.files import sha256_text
+from fssbench.protocols import hsnet_compat
+from fssbench.protocols.manifest import build_manifest
 from tests.data.fss1000 import CLASSES, make_fss1000, soft_disc, write_lists
 from tests.shared import SHARED, needs_shared
 
@@ -202,3 +205,30 @@ def test_real_sample() -> None:
             soft += int(file.mode == "RGBA" and bool(((grey > 0) & (grey < 255)).any()))
             np.testing.assert_array_equal(dataset.read_mask(key, class_id), grey >= 128)
     assert soft > 0
+
+
+def test_hsnet_compat_asks_each_image_once_and_picks_supports_by_number(tmp_path: Path) -> None:
+    make_fss1000(tmp_path)
+    (tmp_path / "test.txt").write_text("zebra\nab_wheel\nabe's_flyingfish\n")
+    data = FSS1000Dataset(tmp_path)
+    manifest = build_manifest(data, 0, 5, protocol="hsnet-compat")
+    labels = ["ab_wheel", "abe's_flyingfish", "zebra"]
+    names = sorted(f"{n}.jpg" for n in range(1, 11))
+    pools = {c: [f"{n}.jpg" for n in range(1, 11)] for c in range(3)}
+    drawn = hsnet_compat.every_image([(c, name) for c in range(3) for name in names], pools, 5)
+    text = "\n".join(" ".join([labels[c], query, *supports]) for c, query, supports in drawn)
+    assert manifest.header.episodes_sha256 == sha256_text(text)
+    assert len(manifest.episodes) == 30
+    assert manifest.episodes[1].query == "ab_wheel/10.jpg"
+    with pytest.raises(UserError, match="tests each image"):
+        build_manifest(data, 0, 1, protocol="hsnet-compat", episodes=7)
+    with pytest.raises(UserError, match="bam-compat is not defined for fss-1000"):
+        build_manifest(data, 0, 1, protocol="bam-compat")
+
+
+def test_validation_uses_the_validation_classes(tmp_path: Path) -> None:
+    make_fss1000(tmp_path)
+    for name, classes in (("test", "zebra"), ("trn", "Apple pizza"), ("val", "screw ab_wheel")):
+        (tmp_path / f"{name}.txt").write_text(classes.replace(" ", "\n"))
+    header = build_manifest(FSS1000Dataset(tmp_path), 0, 1, classes="base").header
+    assert sorted(header.classes.values()) == ["ab_wheel", "screw"]

@@ -364,25 +364,14 @@ def test_each_number_of_supports_is_trained_for_itself(tmp_path: Path) -> None:
     assert small_method().metadata()["kshot_mode"] == "joint"
 
 
-@pytest.mark.parametrize(
-    ("selection", "validation", "label"),
-    [("base", "base", "base-selected"), ("best_on_test", "test", "best-on-test (legacy)")],
-)
-def test_a_selected_checkpoint_says_on_what(selection: str, validation: str, label: str, tmp_path: Path) -> None:
-    data = {"validation": validation, "episodes_per_class": 1, "val_episodes_per_class": 1}
-    method = fitted(tmp_path, data, {"limit_val_batches": 2, "num_sanity_val_steps": 1}, selection=selection)
-    facts = {
-        name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["fssbench"]["training"]
-        for name in ("best", "last")
-    }
-    assert facts["best"]["selection"] == label
-    assert facts["last"]["selection"] == "last"
-    assert method.training_facts["selection"] == "last"
-    data_module = data_of(method)
-    assert (data_module.val_manifest is data_module.test_manifest) == (validation == "test")
-    other = "test" if validation == "base" else "base"
-    with pytest.raises(UserError, match=r"data\.validation"):
-        fitted(tmp_path / "wrong", {"validation": other}, selection=selection)
+@pytest.mark.parametrize(("selection", "data_selection"), [("base", "base"), ("best_on_test", "novel")])
+def test_a_selection_must_agree_with_the_data(selection: str, data_selection: str, tmp_path: Path) -> None:
+    few = {"episodes_per_class": 1, "val_episodes_per_class": 1}
+    method = fitted(tmp_path, {"selection": data_selection, **few}, {"limit_val_batches": 2}, selection=selection)
+    data = data_of(method)
+    assert (data.val_manifest is data.test_manifest) == (selection == "best_on_test")
+    with pytest.raises(UserError, match=f"Set data.selection: {data_selection}"):
+        fitted(tmp_path / "wrong", {"selection": "last", **few}, selection=selection)
 
 
 def test_facts_for_the_record() -> None:

@@ -38,3 +38,9 @@ class ToyDataset(FewShotDataset):
         mask[4:16, 5:17] = 1
         mask[:2] = 255
         return mask
+
+
+class CompatToy(ToyDataset):
+    """The same with every protocol defined."""
+
+    protocols = ("clean-v1", "hsnet-compat", "bam-compat")

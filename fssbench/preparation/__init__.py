@@ -1,0 +1,1 @@
+"""Getting a data set ready: fetching, unpacking, and the signed-off statement that it is complete."""

@@ -1,0 +1,107 @@
+"""Episodes of a data set under each protocol: the lists go in, the drawn episodes come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fssbench.dataset import FewShotDataset
+from fssbench.errors import UserError
+from fssbench.protocols import bam_compat, clean_v1, hsnet_compat
+
+SmallClasses = Literal["error", "leave-out"]
+ClassGroup = Literal["novel", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One episode: segment `class_id` in `query`, given `supports` (image keys)."""
+
+    class_id: int
+    query: str
+    supports: tuple[str, ...]
+
+
+def clean(
+    dataset: FewShotDataset,
+    fold: int,
+    shot: int,
+    seed: int,
+    per_class: int,
+    classes: ClassGroup,
+    small_classes: SmallClasses,
+) -> tuple[list[Episode], list[int]]:
+    """`clean-v1` episodes, classes by label, and the ids of classes that were left out."""
+    episodes: list[Episode] = []
+    left_out: list[int] = []
+    wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.val_classes or dataset.base_classes(fold)
+    for class_id in sorted(wanted, key=dataset.label):
+        keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
+        if len(keys) <= shot and small_classes == "leave-out":
+            left_out.append(class_id)
+            continue
+        drawn = clean_v1.class_episodes(dataset.draw_name, dataset.label(class_id), list(keys), per_class, shot, seed)
+        episodes += [Episode(class_id, keys[query], tuple(keys[s] for s in supports)) for query, supports in drawn]
+    return episodes, left_out
+
+
+def compat(
+    protocol: str, dataset: FewShotDataset, fold: int, shot: int, seed: int, episodes: int | None
+) -> list[Episode]:
+    """Episodes of every other protocol; `episodes` None = the protocol's own number.
+
+    Raises `UserError` where a class of the fold has no candidate, or too few.
+    """
+    pairs = dataset.ordered_pairs(fold)
+    empty = sorted(set(dataset.novel_classes(fold)) - {class_id for class_id, _ in pairs})
+    if empty:
+        raise UserError(
+            f"Class {dataset.label(empty[0])} ({dataset.class_names[empty[0]]}) of {dataset.name} fold {fold} has no "
+            f"candidate image, but {protocol} needs all of the fold. Use the complete data set."
+        )
+    if protocol == "one-shot-video":
+        return _video(dataset, shot, episodes, pairs)
+    if protocol == "bam-compat":
+        return _bam(dataset, fold, shot, seed, episodes, pairs)
+    return [Episode(*drawn) for drawn in _hsnet(dataset, fold, shot, episodes, pairs)]
+
+
+def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list[tuple[int, str]]) -> list[Episode]:
+    if shot != 1 or episodes not in (None, len(pairs)):
+        raise UserError("one-shot-video has one support, the first frame, and tests all others: shot 1, no episodes.")
+    first = {c: dataset.candidates(c, "test")[0] for c in dataset.class_names}
+    return [Episode(c, key, (first[c],)) for c, key in pairs]
+
+
+def _hsnet(
+    dataset: FewShotDataset, fold: int, shot: int, episodes: int | None, pairs: list[tuple[int, str]]
+) -> Iterable[hsnet_compat.Drawn]:
+    count = dataset.hsnet_episodes if episodes is None else episodes
+    if dataset.hsnet_queries == "sequential":
+        return hsnet_compat.sequential(pairs, count, shot)
+    pools = {c: dataset.support_pool(c) for c in dataset.novel_classes(fold)}
+    if dataset.hsnet_queries == "class-uniform":
+        return hsnet_compat.class_uniform(pools, count, shot)
+    if dataset.hsnet_queries == "class-cycle":
+        return hsnet_compat.class_cycle(pools, count, shot)
+    if episodes not in (None, len(pairs)):
+        raise UserError(f"hsnet-compat tests each image of {dataset.name} once: leave episodes out, not {episodes}.")
+    return hsnet_compat.every_image(pairs, pools, shot)
+
+
+def _bam(
+    dataset: FewShotDataset, fold: int, shot: int, seed: int, episodes: int | None, pairs: list[tuple[int, str]]
+) -> list[Episode]:
+    images = dataset.ordered_images(fold)
+    position = {key: number for number, key in enumerate(images)}
+    lists: dict[int, list[str]] = {}
+    for class_id, key in sorted(pairs, key=lambda pair: (pair[0], position[pair[1]])):
+        lists.setdefault(class_id, []).append(key)
+    novel = set(dataset.novel_classes(fold))
+
+    def classes_in(key: str) -> list[int]:
+        return [c for c in dataset.classes_in(key) if c in novel]
+
+    count = bam_compat.EPISODES if episodes is None else episodes
+    return [Episode(*drawn) for drawn in bam_compat.episodes(images, classes_in, lists, count, shot, seed)]

@@ -1,0 +1,48 @@
+"""What a fit selects on: nothing by default, base classes on request, test episodes only with their label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fssbench.cli import main
+from fssbench.results.store import ResultStore
+from tests.cli.run import SHORT, TRAINED
+from tests.toy import Toy
+
+
+def fit_and_test(folder: Path, monkeypatch: pytest.MonkeyPatch, selection: str) -> tuple[dict[str, object], str]:
+    monkeypatch.chdir(folder)
+    assert main(["fit", *TRAINED, *SHORT, "--data.selection", selection]) == 0
+    run = folder / "runs/colourmethod/toy/fold0"
+    facts = torch.load(run / "best.ckpt", weights_only=True)["fssbench"]["training"]
+    last = torch.load(run / "last.ckpt", weights_only=True)["fssbench"]["training"]
+    assert last["selection"] == "last"
+    assert main(["test", *TRAINED, "--ckpt_path", str(run / "best.ckpt")]) == 0
+    (record,) = ResultStore(folder / "results").read_all().records
+    return facts, record.metadata.selection
+
+
+@pytest.mark.parametrize(
+    ("selection", "label", "validation"),
+    [("base", "base-selected", "base classes"), ("novel", "best-on-test (legacy)", "test episodes")],
+)
+def test_a_selected_checkpoint_says_how(
+    selection: str, label: str, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, recorded = fit_and_test(tmp_path, monkeypatch, selection)
+    assert facts["selection"] == recorded == label
+    assert facts["validation"] == validation
+
+
+def test_nothing_is_selected_by_default(fitted: Path) -> None:
+    assert not list(fitted.rglob("best.ckpt"))
+    assert Toy(image_size=8).val_manifest.class_ids == (1, 3, 5, 7)
+
+
+def test_only_novel_looks_at_the_test_episodes() -> None:
+    novel = Toy(image_size=8, selection="novel")
+    assert novel.val_manifest == novel.test_manifest
+    assert Toy(image_size=8, selection="base").val_manifest.class_ids == (1, 3, 5, 7)
