@@ -209,13 +209,18 @@ def augmented(images: Tensor, layers: Tensor, size: int, generator: torch.Genera
 
 
 def train(sam: Sam, images: Tensor, layers: Tensor, options: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine."""
+    """Train for `options.steps`, or for `options.minutes`: then the rate follows the clock, so that it ends in time on a
+    slow or busy machine."""
     sam.to(options.device).train()
     generator = torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(sam.parameters(), lr=options.lr, weight_decay=0.05, betas=(0.9, 0.98))
     batches = augmented(images[HELD_OUT:], layers[HELD_OUT:], options.batch_size, generator)
     start, step, losses = time.perf_counter(), 0, []
-    while (progress := (time.perf_counter() - start) / (60 * options.minutes)) < 1:
+
+    def done() -> float:
+        return step / options.steps if options.steps else (time.perf_counter() - start) / (60 * options.minutes)
+
+    while (progress := done()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min((step + 1) / 100, 1.0, 1.5 * (1 - progress) + 1e-3)
         picture, layer = next(batches)
@@ -301,6 +306,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--pictures", type=Path, help="also write the pictures into this folder, to distil from")
     parser.add_argument("--minutes", type=float, default=30, help="of training, after the pictures are made")
+    parser.add_argument("--steps", type=int, help="of training, instead of --minutes: the same weights on every run")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--width", type=int, default=96)

@@ -81,6 +81,24 @@ def test_training_a_small_sam2(tmp_path: Path) -> None:
     build_sam2(weights=str(tmp_path / "shapes_sam2.pt"), image_size=128, config=config)
 
 
+CORRELATION = ["--grid", "6", "--blocks", "2", "--channels", "8"]
+
+
+def test_correlation_sides_agree_and_are_timed(tmp_path: Path) -> None:
+    rows = run("correlation.py", tmp_path, "--rounds", "1", "--no-memory", *CORRELATION)
+    assert [row[1] for row in rows] == ["plain", "ours", "recomputing", "plain", "ours"]
+    assert all(float(row[2]) > 0 for row in rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_peak_memory_grows_with_the_grid(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    command = [sys.executable, str(BENCHMARKS / "correlation.py"), *CORRELATION, "--grid", "25", "--peak", "plain"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split(":")[1]) > 2 * 25**4 * 4 * 2, "the plain side holds the correlation more than twice"
+
+
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
 def test_each_script_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()

@@ -83,7 +83,7 @@ def test_its_loss_falls_and_its_file_is_read_like_the_official_ones(
     assert images.shape[1:] == (3, 112, 112)
     lines: list[str] = []
     options = argparse.Namespace(
-        device="cpu", seed=0, lr=1e-3, batch_size=4, minutes=0.1, every=1, output=tmp_path / "sam.pth"
+        device="cpu", seed=0, lr=1e-3, batch_size=4, steps=16, every=1, output=tmp_path / "sam.pth"
     )
     script.train(sam, images, layers, options, lines.append)
     losses = [float(line.split("loss ")[1].split(";")[0]) for line in lines if "loss" in line]

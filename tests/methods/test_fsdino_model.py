@@ -190,7 +190,7 @@ def test_every_part_can_be_left_out() -> None:
 
 def test_settings_of_the_correlation_change_the_output() -> None:
     query, support, masks = episode()
-    masks[:, :, 10:14, :20] = 255
+    masks[:, :, 8:16, :20] = 255
     masks[:, :, 2:5, 9:30] = 1 - masks[:, :, 2:5, 9:30].clamp(max=1)  # tokens that are covered in part
     base: dict[str, Any] = {"channels": (4, 8, 8), "zero_init_head": False, "ce": True}
     changes: list[dict[str, Any]] = [{}, {"channels": (8, 8, 8)}, {"groups": 2}, {"mask": "soft"}, {"eps": 3.0}]
