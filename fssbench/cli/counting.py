@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.messages import quiet
-from fssbench.cli.parsing import register_classes
+from fssbench.cli.parsing import register_classes, wrapped_user_error
 from fssbench.method import FewShotMethod
 
 COLUMNS = {"total": "all", "trainable": "in trained parts", "optimised": "in the optimiser"}
@@ -35,8 +35,11 @@ def parameter_counts(config: str, backbone: str | None = None) -> dict[str, int]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FewShotMethod, "model")
     parsed = parser.parse_object({"model": {"class_path": model["class_path"], "init_args": settings}})
-    with torch.device("meta"):
-        method: FewShotMethod = parser.instantiate(parsed).model
+    try:
+        with torch.device("meta"):
+            method: FewShotMethod = parser.instantiate(parsed).model
+    except ValueError as error:
+        raise wrapped_user_error(error) or error from None
     return method.parameter_counts()
 
 
