@@ -20,7 +20,7 @@ COLUMNS = {"total": "all", "trainable": "in trained parts", "optimised": "in the
 
 def parameter_counts(config: str, backbone: str | None = None) -> dict[str, int] | None:
     """`FewShotMethod.parameter_counts` of a method config, with another encoder if one is named; None where the config is
-    of something else.
+    of something else, or of a method that does not choose its encoder by `backbone`.
 
     The method is built on torch's meta device, where a tensor is only its shape. Raises `UserError` for an encoder that
     does not exist.
@@ -32,6 +32,8 @@ def parameter_counts(config: str, backbone: str | None = None) -> dict[str, int]
         return None
     settings: dict[str, Any] = {**model.get("init_args", {}), **cls.without_files()}
     if backbone is not None:
+        if "backbone" not in inspect.signature(cls).parameters:
+            return None
         settings["backbone"] = backbone
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FewShotMethod, "model")

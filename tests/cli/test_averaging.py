@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from fssbench.cli.averaging import EMA
+from fssbench.cli.configs import find_config, read_config
 from tests.toy import ColourMethod, Toy
 
 
@@ -63,6 +65,14 @@ def test_a_fit_goes_on_with_both(tmp_path: Path) -> None:
     _, second, found = fit(tmp_path / "parts", 2, ckpt_path=tmp_path / "parts" / "last.ckpt")
     assert first.trained + second.trained == whole.trained
     assert found["state_dict"]["scale"] == expected["state_dict"]["scale"]
+
+
+def test_the_shipped_config_makes_it() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Callback, "callback")
+    (callback,) = read_config(find_config("trainer/ema.yaml"))["trainer"]["callbacks"]
+    ema = parser.instantiate(parser.parse_object({"callback": callback})).callback
+    assert isinstance(ema, EMA)
 
 
 def test_frozen_parts_stay_bit_identical_and_out_of_the_checkpoint(tmp_path: Path) -> None:
