@@ -38,6 +38,8 @@ class Images(LightningDataModule):
     """
 
     gives: ClassVar[str] = "images"
+    selection_label: ClassVar[str | None] = None
+    """No checkpoint is selected: validation images have no labels, the last weights are kept."""
 
     def __init__(
         self,
