@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.coco_index import CocoIndex, Renderer, load_index
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import Partition, novel_classes
+from datamodules.places import data_root
 from datamodules.published import FoldLists, find_lists
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError

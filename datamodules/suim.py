@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.class_folders import ClassFoldersDataset, paired
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.pairs import listing
+from datamodules.places import data_root
 from fssbench.errors import UserError
 
 CLASS_NAMES = dict(enumerate(("FV", "HD", "PF", "RI", "RO", "SR", "WR"), start=1))
