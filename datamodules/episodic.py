@@ -135,7 +135,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
     @cached_property
     def dataset(self) -> FewShotDataset:
         """The data set, checked for the configured fold."""
-        dataset = self.make_dataset()
+        dataset = self.make_dataset().for_shot(self.shot)
         if not 0 <= self.fold < dataset.n_folds:
             raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not data.fold={self.fold}.")
         if self.protocol not in dataset.protocols:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from fssbench.dataset import FewShotDataset
+from fssbench.dataset import FewShotDataset, ObjectDataset
 from fssbench.errors import UserError
 from fssbench.protocols import bam_compat, clean_v1, hsnet_compat
 
@@ -77,9 +77,13 @@ def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list
 def _hsnet(
     dataset: FewShotDataset, fold: int, shot: int, episodes: int | None, pairs: list[tuple[int, str]]
 ) -> Iterable[hsnet_compat.Drawn]:
-    count = dataset.hsnet_episodes if episodes is None else episodes
+    count = episodes or dataset.hsnet_count(fold)
     if dataset.hsnet_queries == "sequential":
         return hsnet_compat.sequential(pairs, count, shot)
+    if isinstance(dataset, ObjectDataset):
+        photographs = {c: dataset.photographs(c) for c in dataset.novel_classes(fold)}
+        in_turn = dataset.hsnet_queries == "object-cycle"
+        return hsnet_compat.objects(photographs, dataset.objects_in, count, shot, in_turn)
     pools = {c: dataset.support_pool(c) for c in dataset.novel_classes(fold)}
     if dataset.hsnet_queries == "class-uniform":
         return hsnet_compat.class_uniform(pools, count, shot)

@@ -160,6 +160,7 @@ def build_manifest(
     for name, number in (("episodes_per_class", episodes_per_class), ("episodes", episodes)):
         if number is not None and number < 1:
             raise UserError(f"{name} must be at least 1, not {number}.")
+    dataset = dataset.for_shot(shot)
     profile = profile_of(protocol)
     if profile.name not in dataset.protocols:
         raise UserError(
