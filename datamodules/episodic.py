@@ -25,6 +25,7 @@ from fssbench.dataset import FewShotDataset
 from fssbench.episode import EpisodeBatch, collate
 from fssbench.errors import UserError
 from fssbench.metrics.observers import BoundaryScores, Observer
+from fssbench.metrics.square import Square, check_square
 from fssbench.protocols.lists import list_sha256
 from fssbench.protocols.manifest import (
     Manifest,
@@ -59,7 +60,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: seed of the test episodes; None = the protocol's own draw.
         episodes_per_class: test episodes per novel class of `clean-v1`; None = the data set's own number.
         episodes: test episodes of a compat protocol; None = the protocol's own number.
-        squares: also count at these square sizes in pixels, from the same logits; `hsnet-compat` adds its own.
+        squares: also count at these squares, from the same logits: sides in pixels, or `473-pad` as PFENet does (`641-pad` for
+            COCO); `hsnet-compat` adds its own.
         kshot: K supports are used as the `method` itself does, or by HSNet's `vote` of K runs with one support each.
         boundary: also boundary IoU and 95th-percentile Hausdorff distance of each test episode, in a file beside the record.
         training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
@@ -90,7 +92,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: int | None = None,
         episodes_per_class: int | None = None,
         episodes: int | None = None,
-        squares: tuple[int, ...] = (),
+        squares: tuple[Square, ...] = (),
         kshot: KShot = "method",
         boundary: bool = False,
         training_policy: TrainingPolicy | None = None,
@@ -114,10 +116,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.protocol: ProtocolName = protocol
         self.profile = profile_of(protocol)
         self.training_policy: TrainingPolicy = training_policy or self.profile.training_policy
-        self.episodes, self.extra_squares, self.boundary = episodes, squares, boundary
+        self.episodes, self.boundary = episodes, boundary
+        self.extra_squares = tuple(map(check_square, squares))
         self.kshot: KShot = kshot
-        if any(side < 1 for side in squares):
-            raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
         self.selection: Selection = selection
@@ -151,8 +152,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return (BoundaryScores(),) if self.boundary else ()
 
     @property
-    def squares(self) -> tuple[int, ...]:
-        """Sides of the squares at which pixels are counted besides the original size, the protocol's own first."""
+    def squares(self) -> tuple[Square, ...]:
+        """The squares at which pixels are counted besides the original size, the protocol's own first."""
         own = (self.image_size,) if self.profile.square and self.image_size else ()
         return tuple(dict.fromkeys((*own, *self.extra_squares)))
 
