@@ -14,7 +14,7 @@ from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
 from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 
 
 class LVIS92iDataset(FewShotDataset):
@@ -72,7 +72,7 @@ class LVIS92iDataset(FewShotDataset):
         kept = [c for c, count in self._counts.items() if count > self.shot]
         per_fold = len(kept) // self.n_folds
         if not per_fold:
-            raise UserError(
+            raise TooFewImages(
                 f"{self._files['test']} has {len(kept)} categories with more than {self.shot} images, ten folds need ten. Use "
                 "fewer supports, or the official file."
             )

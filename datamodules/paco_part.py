@@ -15,7 +15,7 @@ from datamodules.folds import novel_classes
 from datamodules.parts import AnnotatedObject, PartIndex, PartsDataset, load_parts
 from datamodules.places import data_root
 from fssbench.dataset import Split
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 from fssbench.files import sha256_file
 
 
@@ -66,7 +66,7 @@ class PACOPartDataset(PartsDataset):
         shown = self.index("test").shown
         kept = tuple(c for c in self._of_fold(fold) if len(shown.get(c, ())) > self.shot)
         if not kept:
-            raise UserError(
+            raise TooFewImages(
                 f"No part of fold {fold} has more than {self.shot} photographs in {self._files['test']}. Use fewer supports, or the "
                 "official file."
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fssbench.dataset import FewShotDataset, ObjectDataset
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 from fssbench.protocols import bam_compat, clean_v1, hsnet_compat
 
 SmallClasses = Literal["error", "leave-out"]
@@ -68,8 +68,10 @@ def compat(
 
 
 def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list[tuple[int, str]]) -> list[Episode]:
-    if shot != 1 or episodes not in (None, len(pairs)):
-        raise UserError("one-shot-video has one support, the first frame, and tests all others: shot 1, no episodes.")
+    if shot != 1:
+        raise TooFewImages(f"one-shot-video has one support, the first frame: shot 1, not {shot}.")
+    if episodes not in (None, len(pairs)):
+        raise UserError("one-shot-video tests all frames but the first: leave episodes out.")
     first = {c: dataset.candidates(c, "test")[0] for c in dataset.class_names}
     return [Episode(c, key, (first[c],)) for c, key in pairs]
 

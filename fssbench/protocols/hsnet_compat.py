@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 
 T = TypeVar("T")
 Drawn = tuple[int, str, tuple[str, ...]]
@@ -94,14 +94,14 @@ def objects(
     in_turn      PASCAL-Part: class t mod n and distinct supports; else PACO-Part: a class at random, and a support may come
                  twice. A support's photograph is never the query's, and rejected photographs have no object drawn.
 
-    Raises `UserError` where a class has too few photographs.
+    Raises `TooFewImages` where a class has too few photographs.
     """
     random, classes = generator(), sorted(photographs)
     usable = {c: {p for p in photographs[c] if any(shows for _, shows in objects_in(c, p))} for c in classes}
     for class_id in classes:
         need = shot + 1 if in_turn else 2
         if len(usable[class_id]) < need:
-            raise UserError(
+            raise TooFewImages(
                 f"Class {class_id} has {len(usable[class_id])} candidate image(s) with its part, but {shot}-shot episodes need at "
                 f"least {need}. Use fewer shots or complete the data set."
             )

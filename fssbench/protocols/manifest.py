@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fssbench.dataset import FewShotDataset
-from fssbench.errors import UserError, nearest
+from fssbench.errors import TooFewImages, UserError, nearest
 from fssbench.files import sha256_text, write_text_whole, written_whole
 from fssbench.protocols import clean_v1, draw
 from fssbench.protocols.draw import ClassGroup, Episode, SmallClasses
@@ -180,7 +180,7 @@ def build_manifest(
         per_class, left_out = 0, []
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
     if not drawn:
-        raise UserError(
+        raise TooFewImages(
             f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
         )
     used = dict.fromkeys(episode.class_id for episode in drawn)
