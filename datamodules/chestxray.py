@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.class_folders import ClassFoldersDataset, paired
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.pairs import listing
+from datamodules.places import data_root
 
 
 class ChestXrayDataset(ClassFoldersDataset):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class ClassFoldersDataset(FewShotDataset):
     class_partition = "cross-domain"
     protocols = ("clean-v1", "hsnet-compat")
     hsnet_queries = "class-cycle"
-    hsnet_episodes = 600
+    hsnet_episodes: ClassVar[int | None] = 600
 
     def __init__(self, class_names: Mapping[int, str]) -> None:
         self.class_names = dict(class_names)

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.coco_index import CocoIndex, Renderer, load_index
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.coco_index import CocoIndex, Renderer, load_index, read_listed_image
+from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import Partition, novel_classes
+from datamodules.places import data_root
 from datamodules.published import FoldLists, find_lists
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
-from fssbench.images import read_image
 from fssbench.protocols.profiles import ProtocolName, profile_of
 
 CLASS_NAMES = (  # noqa: SIM905 - eighty names in a list literal would take a screen
@@ -160,14 +160,9 @@ class COCO20iDataset(FewShotDataset):
     def read_image(self, key: str) -> np.ndarray:
         """(H0, W0, 3) uint8 RGB; raises `UserError` where the size is not the one the JSON states."""
         source, position = self._find(key)
-        image = read_image(source.folder / source.index.names[position])
         height, width = source.index.sizes[position]
-        if image.shape[:2] != (height, width):
-            raise UserError(
-                f"{source.folder / source.index.names[position]} is {image.shape[1]}x{image.shape[0]} pixels, "
-                f"{source.annotations} says {width}x{height}. Use the original images: masks fit only these."
-            )
-        return image
+        path = source.folder / source.index.names[position]
+        return read_listed_image(path, (int(height), int(width)), source.annotations)
 
     def read_mask(self, key: str, class_id: int) -> np.ndarray:
         """(H0, W0) uint8: 1 where an object of the class is, 255 where only a crowd of the class is, else 0."""

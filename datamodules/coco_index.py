@@ -17,22 +17,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import warnings
-import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 
+from datamodules.array_cache import cached_arrays
 from datamodules.parallel import parallel_map
 from fssbench.errors import UserError, nearest
-from fssbench.files import cache_folder, sha256_file, written_whole
+from fssbench.files import sha256_file
+from fssbench.images import read_image
 
 Renderer = Literal["clean", "legacy"]
 RENDERER: Renderer = "clean"
@@ -78,6 +77,19 @@ class CocoIndex:
         first, last = np.searchsorted(self.codes, (_code(image, 0, False), _code(image + 1, 0, False)))
         return np.unique(self.codes[first:last][self.pixels[first:last] > 0] % _IMAGE_STEP // 2)
 
+    def pairs(self) -> list[tuple[int, int, int]]:
+        """(image position, category, pixels) of every mask that is no crowd, by image, then category."""
+        found = np.flatnonzero(self.codes % 2 == 0)
+        codes = self.codes[found]
+        return list(
+            zip(
+                (codes // _IMAGE_STEP).tolist(),
+                (codes % _IMAGE_STEP // 2).tolist(),
+                self.pixels[found].tolist(),
+                strict=True,
+            )
+        )
+
     def mask(self, image: int, category: int) -> np.ndarray:
         """(H0, W0) uint8 {0, 1, 255} mask of a category in the image at position `image`."""
         height, width = self.sizes[image]
@@ -103,41 +115,29 @@ def load_index(annotations: Path, renderer: Renderer = RENDERER) -> CocoIndex:
             f"{annotations} does not exist, expected a COCO instances JSON. Unpack annotations_trainval2014.zip of "
             "cocodataset.org there, or set the path of the annotations."
         )
-    cached = cache_folder() / f"coco-{renderer}-v{_VERSION}-{sha256_file(annotations)}.npz"
-    if cached.is_file():
-        try:
-            return _load(cached)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
-            pass  # damaged: made anew and replaced below
-    index = _render(annotations, renderer)
-    try:
-        _save(cached, index)
-    except UserError as error:
-        warnings.warn(f"{error} The masks of {annotations} are rendered again in every run.", stacklevel=2)
-    return index
+    name = f"coco-{renderer}-v{_VERSION}-{sha256_file(annotations)}"
+    arrays = cached_arrays(
+        name, lambda: index_arrays(_render(annotations, renderer)), f"Rendering the masks of {annotations}"
+    )
+    return index_of(arrays)
 
 
-def _save(path: Path, index: CocoIndex) -> None:
+def index_arrays(index: CocoIndex) -> dict[str, np.ndarray]:
+    """An index as arrays alone, for a cache file."""
     texts = json.dumps({"names": index.names, "categories": list(index.categories.items())}).encode()
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            texts=np.frombuffer(texts, np.uint8),
-            sizes=index.sizes,
-            codes=index.codes,
-            pixels=index.pixels,
-            ends=index.ends,
-            runs=index.runs,
-            dropped=np.array(index.dropped),
-        )
+    fields = ("sizes", "codes", "pixels", "ends", "runs", "dropped")
+    return {
+        "texts": np.frombuffer(texts, np.uint8),
+        **{field: np.asarray(getattr(index, field)) for field in fields},
+    }
 
 
-def _load(path: Path) -> CocoIndex:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    texts = json.loads(arrays.pop("texts").tobytes())
+def index_of(arrays: dict[str, np.ndarray]) -> CocoIndex:
+    """The index that `index_arrays` took apart."""
+    fields = dict(arrays)
+    texts = json.loads(fields.pop("texts").tobytes())
     names, categories = tuple(texts["names"]), dict(texts["categories"])
-    return CocoIndex(names, categories, dropped=int(arrays.pop("dropped")), **arrays)
+    return CocoIndex(names, categories, dropped=int(fields.pop("dropped")), **fields)
 
 
 def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
@@ -148,29 +148,35 @@ def _render(annotations: Path, renderer: Renderer) -> CocoIndex:
         f"rendering masks of {annotations.name}",
         "image",
     )
-    codes, runs, pixels = [], [], []
-    for position, (masks, _) in enumerate(drawn):
-        for category, crowd, counts, area in masks:
-            codes.append(_code(position, category, crowd))
-            runs.append(counts)
-            pixels.append(area)
+    sizes = np.array([image["size"] for image in images], np.int32).reshape(-1, 2)
+    names = tuple(image["file_name"] for image in images)
+    return make_index(names, categories, sizes, [masks for masks, _ in drawn], sum(dropped for _, dropped in drawn))
+
+
+Drawn = list[tuple[int, bool, bytes, int]]
+"""(category, crowd, run-length code, pixels) of each mask of one image, in the order of `_code`."""
+
+
+def make_index(
+    names: tuple[str, ...], categories: dict[int, str], sizes: np.ndarray, drawn: list[Drawn], dropped: int = 0
+) -> CocoIndex:
+    """The index of images whose masks are `drawn`; names, `sizes` and `drawn` go together."""
+    masks = [(_code(position, *mask[:2]), *mask[2:]) for position, found in enumerate(drawn) for mask in found]
+    runs = [counts for _, counts, _ in masks]
     return CocoIndex(
-        names=tuple(image["file_name"] for image in images),
+        names=names,
         categories=categories,
-        sizes=np.array([image["size"] for image in images], np.int32).reshape(-1, 2),
-        codes=np.array(codes, np.int64),
-        pixels=np.array(pixels, np.int64),
+        sizes=sizes,
+        codes=np.array([code for code, _, _ in masks], np.int64),
+        pixels=np.array([area for _, _, area in masks], np.int64),
         ends=np.cumsum([0, *map(len, runs)], dtype=np.int64),
         runs=np.frombuffer(b"".join(runs), np.uint8),
-        dropped=sum(dropped for _, dropped in drawn),
+        dropped=dropped,
     )
 
 
-def _draw(
-    renderer: Renderer, annotations: Path, image: tuple[list[dict[str, Any]], int, int]
-) -> tuple[list[tuple[int, bool, bytes, int]], int]:
-    """Of one image: (category, crowd, run-length code, pixels) of each mask in the order of their codes, and the number of
-    polygons without area."""
+def _draw(renderer: Renderer, annotations: Path, image: tuple[list[dict[str, Any]], int, int]) -> tuple[Drawn, int]:
+    """The masks of one image, and the number of polygons without area."""
     masks, dropped = (_clean_masks if renderer == "clean" else _legacy_masks)(*image, annotations)
     return [(*key, mask["counts"], int(rle_tools.area(mask))) for key, mask in sorted(masks.items())], dropped
 
@@ -184,7 +190,7 @@ def _clean_masks(found: list[dict[str, Any]], height: int, width: int, annotatio
     pieces: dict[tuple[int, bool], list[dict[str, Any]]] = defaultdict(list)
     dropped = 0
     for annotation in found:
-        parts, skipped = _run_lengths(annotation, height, width, annotations)
+        parts, skipped = run_lengths(annotation, height, width, annotations)
         pieces[annotation["category_id"], bool(annotation.get("iscrowd", 0))] += parts
         dropped += skipped
     return {key: rle_tools.merge(parts) for key, parts in pieces.items() if parts}, dropped
@@ -209,7 +215,7 @@ def _legacy_masks(found: list[dict[str, Any]], height: int, width: int, annotati
                     raise _unfit(annotation, height, width, annotations) from None
                 cv2.fillPoly(labels, [corners], annotation["category_id"])
         else:  # the official files give run-length codes to crowds only
-            parts, _ = _run_lengths(annotation, height, width, annotations)
+            parts, _ = run_lengths(annotation, height, width, annotations)
             labels[rle_tools.decode(parts[0]).astype(bool)] = annotation["category_id"]
     return {(category, False): code for category, code in _codes_of(labels).items()}, dropped
 
@@ -236,10 +242,13 @@ def _has_area(polygon: list[float]) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _run_lengths(
+def run_lengths(
     annotation: dict[str, Any], height: int, width: int, annotations: Path
 ) -> tuple[list[dict[str, Any]], int]:
-    """Compressed run-length codes of one annotation, and how many of its polygons have no area."""
+    """Compressed run-length codes of one annotation, and how many of its polygons have no area.
+
+    Raises `UserError`, naming the file and the annotation, where its segmentation does not fit the image.
+    """
     try:
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
@@ -265,11 +274,28 @@ def _unfit(annotation: dict[str, Any], height: int, width: int, annotations: Pat
     )
 
 
+def read_listed_image(path: Path, size: tuple[int, int], annotations: Path) -> np.ndarray:
+    """(H0, W0, 3) uint8 RGB of an image that `annotations` says is of `size` (H0, W0).
+
+    Raises `UserError` where it is not, or as `read_image` does.
+    """
+    image = read_image(path)
+    if image.shape[:2] != size:
+        raise UserError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} pixels, {annotations} says {size[1]}x{size[0]}. Use the original "
+            "images: masks fit only these."
+        )
+    return image
+
+
 def _parse(annotations: Path) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]], dict[int, str]]:
     """Image records by file name, annotations by image id, and category names of an instances JSON, checked."""
     try:
         with open(annotations, encoding="utf-8") as file:
             content = json.load(file)
+        for image in content["images"]:
+            if "file_name" not in image:  # LVIS says no more than http://images.cocodataset.org/val2017/NAME.jpg
+                image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
         images = sorted(content["images"], key=lambda image: image["file_name"])
         categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
         by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
@@ -285,7 +311,7 @@ def _parse(annotations: Path) -> tuple[list[dict[str, Any]], dict[int, list[dict
             image["size"] = (int(image["height"]), int(image["width"]))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{annotations} is not valid JSON ({error}). Unpack or download it again.") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{annotations} is not a COCO instances JSON ({type(error).__name__}: {error}), expected images, "
             "annotations and categories. Use instances_*.json, not captions or keypoints."

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
+from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
 from fssbench.images import read_image, read_index_mask

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.class_folders import ClassFoldersDataset, paired
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
+from datamodules.places import data_root
 
 CLASS_NAMES = {1: "urban", 2: "agriculture", 3: "rangeland", 4: "forest", 5: "water", 6: "barren"}
 

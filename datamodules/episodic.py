@@ -6,31 +6,28 @@ Neither depends on workers, processes or devices.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import cv2
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Augmentation, augment, make_augmentation
+from datamodules.augment import Augmentation, make_augmentation
+from datamodules.episode_items import ManifestEpisodes, TrainingEpisodes
+from datamodules.parallel import default_workers
 from datamodules.policies import for_training, training_lists
 from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
-from fssbench.episode import AUGMENTED, IGNORE, EpisodeBatch, collate
+from fssbench.episode import EpisodeBatch, collate
 from fssbench.errors import UserError
 from fssbench.metrics.observers import BoundaryScores, Observer
-from fssbench.preparation.seal import refuse_unfinished
+from fssbench.metrics.square import Square, check_square
 from fssbench.protocols.lists import list_sha256
 from fssbench.protocols.manifest import (
-    Episode,
     Manifest,
     SmallClasses,
     build_manifest,
@@ -63,7 +60,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: seed of the test episodes; None = the protocol's own draw.
         episodes_per_class: test episodes per novel class of `clean-v1`; None = the data set's own number.
         episodes: test episodes of a compat protocol; None = the protocol's own number.
-        squares: also count at these square sizes in pixels, from the same logits; `hsnet-compat` adds its own.
+        squares: also count at these squares, from the same logits: sides in pixels, or `473-pad` as PFENet does (`641-pad` for
+            COCO); `hsnet-compat` adds its own.
         kshot: K supports are used as the `method` itself does, or by HSNet's `vote` of K runs with one support each.
         boundary: also boundary IoU and 95th-percentile Hausdorff distance of each test episode, in a file beside the record.
         training_policy: novel-class pixels in training images are kept as background, their images are dropped, or the
@@ -94,7 +92,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         manifest_seed: int | None = None,
         episodes_per_class: int | None = None,
         episodes: int | None = None,
-        squares: tuple[int, ...] = (),
+        squares: tuple[Square, ...] = (),
         kshot: KShot = "method",
         boundary: bool = False,
         training_policy: TrainingPolicy | None = None,
@@ -118,10 +116,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.protocol: ProtocolName = protocol
         self.profile = profile_of(protocol)
         self.training_policy: TrainingPolicy = training_policy or self.profile.training_policy
-        self.episodes, self.extra_squares, self.boundary = episodes, squares, boundary
+        self.episodes, self.boundary = episodes, boundary
+        self.extra_squares = tuple(map(check_square, squares))
         self.kshot: KShot = kshot
-        if any(side < 1 for side in squares):
-            raise UserError(f"data.squares holds {min(squares)}, expected sides of at least one pixel.")
         self.manifest_path, self.manifest_seed = manifest, manifest_seed
         self.episodes_per_class, self.val_episodes_per_class = episodes_per_class, val_episodes_per_class
         self.selection: Selection = selection
@@ -139,7 +136,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
     @cached_property
     def dataset(self) -> FewShotDataset:
         """The data set, checked for the configured fold."""
-        dataset = self.make_dataset()
+        dataset = self.make_dataset().for_shot(self.shot)
         if not 0 <= self.fold < dataset.n_folds:
             raise UserError(f"{dataset.name} has folds 0 to {dataset.n_folds - 1}, not data.fold={self.fold}.")
         if self.protocol not in dataset.protocols:
@@ -155,8 +152,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return (BoundaryScores(),) if self.boundary else ()
 
     @property
-    def squares(self) -> tuple[int, ...]:
-        """Sides of the squares at which pixels are counted besides the original size, the protocol's own first."""
+    def squares(self) -> tuple[Square, ...]:
+        """The squares at which pixels are counted besides the original size, the protocol's own first."""
         own = (self.image_size,) if self.profile.square and self.image_size else ()
         return tuple(dict.fromkeys((*own, *self.extra_squares)))
 
@@ -308,116 +305,5 @@ class EpisodicDataModule(LightningDataModule, ABC):
         )
 
 
-class TrainingEpisodes(Dataset[EpisodeBatch]):
-    """Training episodes by (epoch, index): a class, a query and K distinct supports, uniformly from the base classes."""
-
-    def __init__(
-        self,
-        squares: Squares,
-        classes: dict[int, list[str]],
-        shot: int,
-        seed: int,
-        pipeline: Any,
-        void_is_background: bool = False,
-    ) -> None:
-        self.void_is_background = void_is_background
-        self.squares, self.classes, self.shot = squares, classes, shot
-        self.seed, self.pipeline = seed, pipeline
-        self._class_ids = sorted(classes)
-
-    def draw(self, epoch: int, index: int) -> tuple[Episode, np.random.Generator]:
-        """The episode of (seed, epoch, index), and the generator to go on with for its augmentation."""
-        generator = np.random.default_rng((self.seed, epoch, index))
-        class_id = self._class_ids[generator.integers(len(self._class_ids))]
-        keys = self.classes[class_id]
-        query, *supports = generator.choice(len(keys), self.shot + 1, replace=False)
-        return Episode(class_id, keys[query], tuple(keys[s] for s in supports)), generator
-
-    def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
-        epoch, index = position
-        episode, generator = self.draw(epoch, index)
-        seeds = generator.integers(2**31, size=self.shot + 1)
-        pairs = []
-        for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
-            if getattr(self.pipeline, "original_size", False):
-                image, mask = self.squares.original(key, episode.class_id)
-            else:
-                image, mask, _ = self.squares.read(key, episode.class_id)
-            pairs.append(augment(self.pipeline, image, mask, int(seed)))
-        batch = _batch_of_one(episode, index, pairs, None, self.void_is_background)
-        if self.pipeline is None:
-            return batch
-        # an augmented image is another image: its key must not find the features of the plain one
-        query, *supports = (
-            f"{key}{AUGMENTED}{seed}" for key, seed in zip((episode.query, *episode.supports), seeds, strict=True)
-        )
-        return replace(batch, query_key=[query], support_keys=[tuple(supports)])
-
-
-class ManifestEpisodes(Dataset[EpisodeBatch]):
-    """Evaluation episodes by their number in a manifest."""
-
-    def __init__(self, squares: Squares, manifest: Manifest, void_is_background: bool = False) -> None:
-        self.squares, self.manifest = squares, manifest
-        self.void_is_background = void_is_background
-
-    def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
-        _, index = position
-        episode = self.manifest.episodes[index]
-        full: np.ndarray | None = None
-        pairs = []
-        for key in (episode.query, *episode.supports):
-            image, mask, original = self.squares.read(key, episode.class_id)
-            full = original if full is None else full
-            pairs.append((image, mask))
-        return _batch_of_one(episode, index, pairs, full, self.void_is_background)
-
-
-def _batch_of_one(
-    episode: Episode,
-    index: int,
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    full: np.ndarray | None,
-    void_is_background: bool = False,
-) -> EpisodeBatch:
-    # contiguous HWC uint8 -> CHW float in [0, 1]; the query comes first
-    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float().div_(255)
-    masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
-    if void_is_background:  # in supports only: void pixels of the query are never counted
-        masks[1:][masks[1:] == IGNORE] = 0
-    return EpisodeBatch(
-        query_image=images[:1],
-        query_mask=masks[:1],
-        support_images=images[None, 1:],
-        support_masks=masks[None, 1:],
-        query_mask_full=[] if full is None else [torch.from_numpy(np.ascontiguousarray(full))],
-        class_id=torch.tensor([episode.class_id]),
-        episode_id=torch.tensor([index]),
-        query_key=[episode.query],
-        support_keys=[episode.supports],
-    )
-
-
-def default_workers() -> int:
-    """Loader processes for this machine: none on one or two cores, where they only take turns with the network."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return 0 if cores <= 2 else min(8, cores - 1)
-
-
 def _quiet_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # one thread per worker; its own pool would oversubscribe the machine
-
-
-def data_root(root: str | None, name: str) -> Path:
-    """The folder of a data set: as given, else `$FSSBENCH_DATA/NAME`, else `./data/NAME`.
-
-    Raises `UserError` where it is missing, or half prepared.
-    """
-    path = Path(root) if root is not None else Path(os.environ.get("FSSBENCH_DATA", "data")) / name
-    if not path.is_dir():
-        raise UserError(
-            f"The data folder {path} is missing. Give data.root (--data.root FOLDER), or set FSSBENCH_DATA to the folder "
-            f"that holds {name}/."
-        )
-    refuse_unfinished(path)
-    return path

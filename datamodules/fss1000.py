@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
 from datamodules.pairs import MaskFiles, count_pixels, listing, some
+from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError, nearest
 

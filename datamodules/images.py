@@ -12,8 +12,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.episodic import data_root, default_workers
 from datamodules.image_files import ImageFiles
+from datamodules.parallel import default_workers
+from datamodules.places import data_root
 from fssbench.errors import UserError
 from fssbench.images import decode_image, resize_image
 from fssbench.protocols.sampler import ShardedEpisodeSampler

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.class_folders import ClassFoldersDataset, paired
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
+from datamodules.places import data_root
 from fssbench.errors import UserError, nearest
 
 CLASS_NAMES = {1: "nevus", 2: "melanoma", 3: "seborrheic_keratosis"}

@@ -23,6 +23,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def default_workers() -> int:
+    """Loader processes for this machine: none on one or two cores, where they only take turns with the network."""
+    available = cores()
+    return 0 if available <= 2 else min(8, available - 1)
+
+
 def parallel_map(
     function: Callable[[A], R], items: Sequence[A], what: str, unit: str = "file", workers: int | None = None
 ) -> list[R]:

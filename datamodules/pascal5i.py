@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
+from datamodules.places import data_root
 from datamodules.published import FoldLists, find_lists
 from datamodules.voc_masks import CLASSES, VocFolders, VocIndex, load_voc_index, read_class_mask
 from fssbench.dataset import FewShotDataset, Split

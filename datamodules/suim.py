@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.class_folders import ClassFoldersDataset, paired
-from datamodules.episodic import EpisodicDataModule, data_root
+from datamodules.episodic import EpisodicDataModule
 from datamodules.pairs import listing
+from datamodules.places import data_root
 from fssbench.errors import UserError
 
 CLASS_NAMES = dict(enumerate(("FV", "HD", "PF", "RI", "RO", "SR", "WR"), start=1))
@@ -23,6 +24,7 @@ class SUIMDataset(ClassFoldersDataset):
 
     name: ClassVar[str] = "suim"
     episodes_per_class = 100
+    hsnet_episodes = None
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(CLASS_NAMES)
@@ -38,7 +40,6 @@ class SUIMDataset(ClassFoldersDataset):
                     raise UserError(f"The mask {mask} has no image in {root / 'images'}. Unpack the data set again.")
                 self.add(class_id, images[mask.stem].name, images[mask.stem], mask)
         self.close(root)
-        self.hsnet_episodes = len(self.ordered_pairs(0))  # type: ignore[misc]
 
 
 class SUIM(EpisodicDataModule):

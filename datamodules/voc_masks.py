@@ -1,4 +1,4 @@
-"""Class masks of VOC 2012 and SBD: where they lie, how they are read, and how many pixels each class has.
+"""Class masks of VOC 2012 and SBD: where they lie, how they are read, and how many pixels each class has (iSAID's, too).
 
 VOC's masks are palette PNGs whose objects have a void rim (255); SBD's are MATLAB files without one. Both are read as
 class ids 0..20 and 255, so a converted folder is a saving of time and not another data set.
@@ -7,18 +7,15 @@ class ids 0..20 and 255, so a converted folder is a saving of time and not anoth
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from datamodules.coco_index import cache_folder
+from datamodules.array_cache import cached_arrays
 from datamodules.parallel import parallel_map
 from fssbench.errors import UserError
-from fssbench.files import written_whole
 from fssbench.images import read_index_mask
 
 CLASSES = 20
@@ -48,14 +45,15 @@ def read_sbd_mask(path: Path) -> np.ndarray:
         ) from None
 
 
-def read_class_mask(path: Path) -> np.ndarray:
-    """(H0, W0) uint8 class ids 0..20 and 255 void, from a PNG or an SBD file. Raises `UserError` as its readers do."""
+def read_class_mask(path: Path, classes: int = CLASSES) -> np.ndarray:
+    """(H0, W0) uint8 class ids 0..`classes` and 255 void, from a PNG or an SBD file. Raises `UserError` as its readers do,
+    and for a higher id."""
     if path.suffix == ".mat":
         return read_sbd_mask(path)
     mask = read_index_mask(path)
     highest = int(mask[mask != 255].max(initial=0))
-    if highest > CLASSES:
-        raise UserError(f"{path} holds class {highest}, expected ids 0..20 and 255. Use VOC's SegmentationClass masks.")
+    if highest > classes:
+        raise UserError(f"{path} holds class {highest}, expected ids 0..{classes} and 255. Use the official masks.")
     return mask
 
 
@@ -64,8 +62,8 @@ class VocIndex:
     """Pixel counts of some masks. Arrays, not objects, so that loader workers share the memory.
 
     names   image names, in the order of the split's list
-    pixels  (N, 21) int32 pixels of each class at original size; void is not counted
-    cells   (N, 21) int16 cells of each class that OSLSM's filter sees, see `oslsm_cells`
+    pixels  (N, C + 1) int32 pixels of each class at original size; void is not counted
+    cells   (N, C + 1) int16 cells of each class that OSLSM's filter sees, see `oslsm_cells`
     """
 
     names: tuple[str, ...]
@@ -73,52 +71,45 @@ class VocIndex:
     cells: np.ndarray
 
 
-def oslsm_cells(mask: np.ndarray) -> np.ndarray:
-    """(21,) int16: how many cells of each class remain after OSLSM's downsampling by 32.
+def oslsm_cells(mask: np.ndarray, classes: int = CLASSES) -> np.ndarray:
+    """(C + 1,) int16: how many cells of each class remain after OSLSM's downsampling by 32.
 
     OSLSM pads the binary mask with 15 zeros and takes the nearest pixel to the centre of each 32 x 32 cell. The centre
     lies half-way between two pixels; the later one is taken here, which is pixel 1, 33, 65, ... of rows and columns.
     """
     cells = mask[1::CELL, 1::CELL]
-    return np.bincount(cells[cells <= CLASSES], minlength=CLASSES + 1).astype(np.int16)
+    return np.bincount(cells[cells <= classes], minlength=classes + 1).astype(np.int16)
 
 
-def load_voc_index(masks: dict[str, Path]) -> VocIndex:
+def load_voc_index(masks: dict[str, Path], classes: int = CLASSES) -> VocIndex:
     """Counts of the masks (image name -> file): from the cache, or from all files, on all cores, and cached.
 
     The cache is found by the files' names, sizes and times. Raises `UserError` as `read_class_mask` does, and where a
     file is missing.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{classes}\n".encode())
     for name, path in masks.items():
         try:
             stat = path.stat()
         except OSError:
             raise UserError(
-                f"The mask {path} of image {name} does not exist. Unpack VOC 2012 (and SBD for training) again."
+                f"The mask {path} of image {name} does not exist. Unpack the data set again (PASCAL-5i: VOC 2012, and SBD for "
+                "training)."
             ) from None
         digest.update(f"{name}|{path.suffix}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    cached = cache_folder() / f"voc-v{_VERSION}-{digest.hexdigest()}.npz"
-    if cached.is_file():
-        try:
-            with np.load(cached, allow_pickle=False) as file:
-                return VocIndex(tuple(masks), file["pixels"], file["cells"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass  # damaged: made anew and replaced below
-    counts = parallel_map(_count, list(masks.values()), "counting pixels of VOC masks", "mask")
-    pixels = np.array([p for p, _ in counts], np.int32).reshape(-1, CLASSES + 1)
-    cells = np.array([c for _, c in counts], np.int16).reshape(-1, CLASSES + 1)
-    try:
-        with written_whole(cached) as temporary, open(temporary, "wb") as out:
-            np.savez_compressed(out, pixels=pixels, cells=cells)
-    except UserError as error:
-        warnings.warn(f"{error} The masks are counted again in every run.", stacklevel=2)
-    return VocIndex(tuple(masks), pixels, cells)
+
+    def make() -> dict[str, np.ndarray]:
+        counts = parallel_map(partial(_count, classes), list(masks.values()), "counting pixels of masks", "mask")
+        pixels = np.array([p for p, _ in counts], np.int32).reshape(-1, classes + 1)
+        return {"pixels": pixels, "cells": np.array([c for _, c in counts], np.int16).reshape(-1, classes + 1)}
+
+    arrays = cached_arrays(f"voc-v{_VERSION}-{digest.hexdigest()}", make, "Counting the pixels of masks")
+    return VocIndex(tuple(masks), arrays["pixels"], arrays["cells"])
 
 
-def _count(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    mask = read_class_mask(path)
-    return np.bincount(mask[mask <= CLASSES], minlength=CLASSES + 1), oslsm_cells(mask)
+def _count(classes: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    mask = read_class_mask(path, classes)
+    return np.bincount(mask[mask <= classes], minlength=classes + 1), oslsm_cells(mask, classes)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # keeps the light verbs light
     import numpy as np
 
 Split = Literal["train", "test"]
+HsnetQueries = Literal["class-uniform", "class-cycle", "sequential", "every-image", "object-cycle", "object-uniform"]
 
 
 class FewShotDataset(ABC):
@@ -40,10 +41,10 @@ class FewShotDataset(ABC):
     """Classes of the set's own validation split, neither novel nor base; empty where it has none."""
     protocols: ClassVar[tuple[str, ...]] = ("clean-v1",)
     """Protocols that are defined for the data set (`fssbench.protocols.profiles`)."""
-    hsnet_queries: ClassVar[Literal["class-uniform", "class-cycle", "sequential", "every-image"]] = "sequential"
+    hsnet_queries: ClassVar[HsnetQueries] = "sequential"
     """How `hsnet-compat` chooses classes and queries (protocols.md 2.3); read where that protocol is defined."""
-    hsnet_episodes: ClassVar[int] = 1000
-    """Episodes per fold of `hsnet-compat`; `every-image` has as many as there are images."""
+    hsnet_episodes: ClassVar[int | None] = 1000
+    """Episodes per fold of `hsnet-compat`; None = as many as the fold's list has pairs."""
     skipped: Sequence[str] = ()
     """One line for each item that was left out while reading the lists; shown to the user and recorded."""
 
@@ -52,6 +53,10 @@ class FewShotDataset(ABC):
         """Name of the data set in the texts that order `clean-v1` episodes: that of the pictures and classes, the same
         for all partitions of the classes into folds."""
         return self.name
+
+    def for_shot(self, shot: int) -> FewShotDataset:
+        """The data set as K-shot episodes see it: itself, unless its classes depend on K (LVIS-92i, PACO-Part)."""
+        return self
 
     @abstractmethod
     def novel_classes(self, fold: int) -> tuple[int, ...]:
@@ -88,6 +93,10 @@ class FewShotDataset(ABC):
         """The test candidates of a class in the order in which `hsnet-compat` picks supports from them."""
         return self.candidates(class_id, "test")
 
+    def hsnet_count(self, fold: int) -> int:
+        """Episodes of `hsnet-compat` in a fold."""
+        return self.hsnet_episodes or len(self.ordered_pairs(fold))
+
     def classes_in(self, key: str) -> tuple[int, ...]:
         """Ids, ascending, of all classes with at least one pixel in an image, however small.
 
@@ -102,3 +111,20 @@ class FewShotDataset(ABC):
     @abstractmethod
     def read_mask(self, key: str, class_id: int) -> np.ndarray:
         """(H0, W0) uint8 in {0, 1, 255} at original size, same size as the image."""
+
+
+class ObjectDataset(FewShotDataset):
+    """A data set of object parts: what it gives as an image is a single object, cut out at its ground-truth box.
+
+    A key names one object of one photograph. `candidates` has one object per photograph and class, so that query and
+    supports always come from different photographs. `hsnet-compat` draws the photograph first and then one of its objects,
+    for which it needs the two lists below.
+    """
+
+    @abstractmethod
+    def photographs(self, class_id: int) -> list[str]:
+        """Names of the test photographs with the part, in the order in which they are picked from."""
+
+    @abstractmethod
+    def objects_in(self, class_id: int, photograph: str) -> list[tuple[str, bool]]:
+        """(key, whether it shows the part) of each object that may be drawn for the class, in the order of the annotation."""

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class TooFewImages(UserError):
+    """The data give no episodes with as many supports as were asked for; with fewer they may."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: " Did you mean 'x'?", or the valid names where none is close."""
     valid = sorted(map(str, valid))

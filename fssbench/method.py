@@ -27,7 +27,7 @@ from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
 from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
-from fssbench.metrics.square import square_target
+from fssbench.metrics.square import Square, square_target
 from fssbench.protocols.voting import vote_logits
 from fssbench.trainable import Trainable
 
@@ -50,15 +50,15 @@ class FewShotMethod(Trainable):
         super().__init__()
         self.episode_rows: list[dict[str, Any]] = []
         """Rows of the last test, one per episode, complete on every process after the test."""
-        self.square_rows: dict[int, list[dict[str, Any]]] = {}
-        """Side -> the same rows with the pixels counted at a square, for the squares that the data module names."""
+        self.square_rows: dict[Square, list[dict[str, Any]]] = {}
+        """Square -> the same rows with the pixels counted at a square, for the squares that the data module names."""
         self.scores: IoUScores | None = None
         """Scores of the last validation or test."""
         self.complete = False
         """Whether the last test counted every episode of the manifest exactly once."""
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
-        self._pending: list[tuple[EpisodeRef, Tensor, dict[int, Tensor], Any]] = []
+        self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Any]] = []
 
     # -- what a method is -----------------------------------------------------------------------------------------
 
@@ -167,9 +167,9 @@ class FewShotMethod(Trainable):
             for observer in self._data.observers:
                 observer.update(*ids, batch.query_key[b], full, truth.cpu().numpy())
 
-    def _count_square(self, logits: Tensor, batch: EpisodeBatch, side: int) -> Tensor:
-        masks = [self.upsample(one, (side, side)) > 0 for one in logits]
-        targets = [square_target(mask, side) for mask in batch.query_mask_full]
+    def _count_square(self, logits: Tensor, batch: EpisodeBatch, square: Square) -> Tensor:
+        targets = [square_target(mask, square) for mask in batch.query_mask_full]
+        masks = [self.upsample(one, tuple(target.shape)) > 0 for one, target in zip(logits, targets, strict=True)]
         counts = torch.stack([episode_counts(mask, target) for mask, target in zip(masks, targets, strict=True)])
         return _with_size(counts, targets)
 

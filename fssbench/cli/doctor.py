@@ -9,11 +9,10 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import NamedTuple
 
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
-from fssbench.errors import UserError
+from fssbench.cli.doctor_data import Finding, data_folder, datasets
 from fssbench.files import sha256_file
 from fssbench.results.store import ResultStore
 
@@ -43,19 +42,6 @@ WEIGHT_FILES = {
     },
 }  # fmt: skip
 """Weight files that the shipped configs may name -> where they are published."""
-COCO_ZIPS = "http://images.cocodataset.org/zips/"
-COCO_IMAGES = {"train2014": 82783, "val2014": 40504}
-COCO_JSONS = tuple(f"annotations/instances_{folder}.json" for folder in COCO_IMAGES)
-COCO_JSON_ZIP = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
-FSS1000_PAGE = "https://github.com/HKUSTCV/FSS-1000"
-
-
-class Finding(NamedTuple):
-    """One line of the report: `state` is `ok`, `missing` or `wrong`; `then` says what to do next where it is not ok."""
-
-    state: str
-    what: str
-    then: str = ""
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -174,49 +160,6 @@ def weight_file(path: Path, download: str) -> Finding:
     if sha256_file(path) != digest:
         return Finding("wrong", f"{path.name} is not the published file (its SHA-256 differs)", download)
     return Finding("ok", f"{path.name}, {size / 2**20:.0f} MiB, SHA-256 as published")
-
-
-def data_folder() -> Path:
-    """Where data sets are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_DATA", "data"))
-
-
-def datasets() -> list[Finding]:
-    """The shipped data sets: which pieces are there."""
-    ready = Finding("ok", "Shapes: generated, nothing to download")
-    return [ready, *coco(data_folder() / "COCO2014"), fss1000(data_folder() / "FSS-1000")]
-
-
-def coco(root: Path) -> list[Finding]:
-    """The four pieces of COCO 2014; training images are needed for `fit` only."""
-    found = []
-    for folder, wanted in COCO_IMAGES.items():
-        count = sum(name.endswith(".jpg") for name in os.listdir(root / folder)) if (root / folder).is_dir() else 0
-        then = f"unpack {COCO_ZIPS}{folder}.zip in {root}"
-        state = "ok" if count == wanted else "wrong" if count else "missing"
-        what = f"COCO {root / folder}: {count} of {wanted} images"
-        found.append(Finding(state, what, "" if state == "ok" else then))
-    for name in COCO_JSONS:
-        state, then = ("ok", "") if (root / name).is_file() else ("missing", f"unpack {COCO_JSON_ZIP} in {root}")
-        found.append(Finding(state, f"COCO {root / name}", then))
-    return found
-
-
-def fss1000(root: Path) -> Finding:
-    """FSS-1000, as its own reader sees it."""
-    if not root.is_dir():
-        return Finding("missing", f"FSS-1000 {root}", f"unpack the data set of {FSS1000_PAGE} there")
-    try:
-        from datamodules.fss1000 import FSS1000Dataset
-
-        dataset = FSS1000Dataset(root)
-    except UserError as error:
-        return Finding("wrong", f"FSS-1000 {root}", str(error))
-    except ImportError as error:
-        return Finding("wrong", f"FSS-1000 {root} cannot be read: {error}", "see versions above")
-    test, train = len(dataset.novel_classes(0)), len(dataset.base_classes(0))
-    what = f"FSS-1000 {root}: {len(dataset.class_names)} classes, {test} for testing, {train} for training"
-    return Finding("wrong", what, dataset.skipped[0]) if dataset.skipped else Finding("ok", what)
 
 
 def configs() -> list[Finding]:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 from fssbench.files import write_text_whole
 from fssbench.protocols.list_dataset import QUERIES, ListDataset
 from fssbench.protocols.manifest import Manifest, build_manifest, load_manifest, verify_manifest
@@ -102,9 +102,7 @@ def _freeze(shots: list[int], out: Path, data: list[str]) -> int:
                 for fold in range(module.dataset.n_folds)
                 for seed in (BAM_SEEDS if several else (None,))
             ]
-        except UserError as error:
-            if "candidate image" not in str(error):
-                raise
+        except TooFewImages as error:
             print(f"{shot}-shot left out: {error}")
             continue
         for manifest in made:

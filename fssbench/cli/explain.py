@@ -10,7 +10,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from fssbench.results.record import ResultRecord, read_record
+from fssbench.results.record import ResultRecord, counted_at, read_record
 from fssbench.results.statistics import interval
 from fssbench.results.table import EpisodeRow, read_table, recompute
 from fssbench.results.views import count, gibibytes, percent, seconds, span
@@ -86,7 +86,7 @@ def _data(record: ResultRecord) -> Facts:
         ("episodes", f"SHA-256 {provenance.episodes_sha256 or 'unknown'} of the canonical text"),
         *((f"image list {name}", f"SHA-256 {value}") for name, value in provenance.image_lists.items()),
         ("masks", f"renderer {provenance.mask_renderer}; candidates: {provenance.image_filter}"),
-        ("counted at", f"{key.resolution} size" if key.resolution == "original" else f"{key.resolution} px square"),
+        ("counted at", counted_at(key.resolution)),
         *(("left out", text) for text in provenance.skipped),
     ]  # fmt: skip
 

@@ -13,7 +13,8 @@ import torch
 import yaml
 from PIL import Image
 
-from datamodules.episodic import EpisodicDataModule, ManifestEpisodes
+from datamodules.episode_items import ManifestEpisodes
+from datamodules.episodic import EpisodicDataModule
 from datamodules.squares import Squares
 from fssbench.cli.messages import quiet
 from fssbench.cli.replay import OURS, check_checkpoint

@@ -116,11 +116,9 @@ def _check(name: str, recipe: Recipe, root: Path) -> int:
     if prepared is None or prepared["dataset"] != name:
         raise UserError(f"{root} was not prepared as {name}. Run `fssbench prepare {name} --root {root}`.")
     report = recipe.check(root, prepared["training"], prepared["complete"])
-    for what in ("counts", "lists"):
-        changed = sorted(k for k in {*prepared[what], *getattr(report, what)}
-                         if prepared[what].get(k) != getattr(report, what).get(k))  # fmt: skip
-        if changed:
-            raise UserError(f"{root} changed since it was prepared: {', '.join(changed[:5])}. Prepare it again.")
+    changed = seal.changes(prepared, name, report)
+    if changed:
+        raise UserError(f"{root} changed since it was prepared: {', '.join(changed[:5])}. Prepare it again.")
     _show(report)
     print(f"as prepared on {prepared['made']}: {root / seal.PREPARED}")
     return 0

@@ -29,6 +29,7 @@ from fssbench.errors import UserError
 from fssbench.files import sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
+from fssbench.metrics.square import Square
 from fssbench.protocols.profiles import is_base
 from fssbench.results.record import (
     UNKNOWN,
@@ -38,6 +39,7 @@ from fssbench.results.record import (
     Provenance,
     ResultRecord,
     config_hash,
+    counted_at,
     read_record,
 )
 from fssbench.results.store import ResultStore
@@ -143,7 +145,9 @@ class RunRecorder(SaveConfigCallback):
             record = self.make_record(trainer, pl_module, rows, key)
             if side is not None:
                 scores = record.scores
-                print(f"  at {side}x{side}: mIoU {100 * scores.miou:.2f}  FB-IoU {100 * scores.fb_iou:.2f}")
+                print(
+                    f"  at {counted_at(key.resolution)}: mIoU {100 * scores.miou:.2f}  FB-IoU {100 * scores.fb_iou:.2f}"
+                )
             path = store.write(record, rows, overwrite=self.cli_option("overwrite") == "always")
             print(f"record: {path}")
             if side is None:
@@ -170,8 +174,8 @@ class RunRecorder(SaveConfigCallback):
             config["kshot"] = "vote"
         return config
 
-    def make_key(self, trainer: Trainer, method: LightningModule, side: int | None = None) -> Key:
-        """The identity of this run's result, at original size or at a square of `side` pixels."""
+    def make_key(self, trainer: Trainer, method: LightningModule, square: Square | None = None) -> Key:
+        """The identity of this run's result, at original size or at a square."""
         assert isinstance(method, FewShotMethod)
         manifest = data_of(trainer).test_manifest
         return Key(
@@ -184,7 +188,7 @@ class RunRecorder(SaveConfigCallback):
             method=self.cli.run_name,
             config_hash=config_hash(self.method_config(method)),
             weights_sha256=method.weights_sha256(),
-            resolution="original" if side is None else str(side),
+            resolution="original" if square is None else str(square),
             seed=int(method.training_facts.get("seed", self.cli_option("seed_everything") or 0)),
         )
 

@@ -93,6 +93,18 @@ def read_prepared(root: Path) -> dict[str, Any] | None:
     return content
 
 
+def changes(prepared: dict[str, Any], dataset: str, report: Report) -> list[str]:
+    """Names of the counts and lists that are not as they were signed off.
+
+    Raises `UserError` where the statement is about another data set.
+    """
+    if prepared["dataset"] != dataset:
+        raise UserError(f"It was prepared as {prepared['dataset']}, not as {dataset}. Correct --root.")
+    now = asdict(report)
+    names = ((what, name) for what in ("counts", "lists") for name in sorted({*prepared[what], *now[what]}))
+    return [name for what, name in names if prepared[what].get(name) != now[what].get(name)]
+
+
 def refuse_unfinished(root: Path) -> None:
     """Raise `UserError` where a preparation of the folder was begun and not finished."""
     if (root / PREPARING).is_file():

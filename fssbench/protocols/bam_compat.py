@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages
 
 EPISODES = 1000
 """Episodes per run: BAM's number; 4000, 10000 and 20000 occur in other papers."""
@@ -30,7 +30,7 @@ def episodes(
     lists       novel class -> its images with enough pixels, in PFENet order; supports are distinct and not the query
 
     Supports stand as the released code stacks them: the last one drawn comes first.
-    Raises `UserError` where a class has too few images for `shot`.
+    Raises `TooFewImages` where a class has too few images for `shot`.
     """
     random = Random(seed)
     for number in range(count):
@@ -47,7 +47,7 @@ def _index(random: Random, count: int) -> int:
 def _supports(random: Random, items: Sequence[str], query: str, shot: int, class_id: int) -> tuple[str, ...]:
     others = len(items) - (query in items)
     if others < shot:
-        raise UserError(
+        raise TooFewImages(
             f"Class {class_id} has {others} candidate image(s) besides query '{query}', but {shot}-shot needs {shot}. "
             "Use fewer shots or complete the lists."
         )

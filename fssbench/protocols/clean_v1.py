@@ -10,7 +10,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
 
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages
 
 NAME = "clean-v1"
 
@@ -30,10 +30,10 @@ def class_episodes(
     images    the class's candidate images L(c), any order, distinct
     shot      number of distinct supports K; 1-shot supports are a prefix of 5-shot supports
 
-    Raises `UserError` where the class has no more than K candidates.
+    Raises `TooFewImages` where the class has no more than K candidates.
     """
     if len(images) <= shot:
-        raise UserError(
+        raise TooFewImages(
             f"Class '{label}' of {dataset} has {len(images)} candidate image(s), but {shot}-shot episodes need at least "
             f"{shot + 1}. Use fewer shots, add images, or leave such classes out with small_classes=leave-out."
         )

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from fssbench.dataset import FewShotDataset
-from fssbench.errors import UserError
+from fssbench.dataset import FewShotDataset, ObjectDataset
+from fssbench.errors import TooFewImages, UserError
 from fssbench.protocols import bam_compat, clean_v1, hsnet_compat
 
 SmallClasses = Literal["error", "leave-out"]
@@ -68,8 +68,10 @@ def compat(
 
 
 def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list[tuple[int, str]]) -> list[Episode]:
-    if shot != 1 or episodes not in (None, len(pairs)):
-        raise UserError("one-shot-video has one support, the first frame, and tests all others: shot 1, no episodes.")
+    if shot != 1:
+        raise TooFewImages(f"one-shot-video has one support, the first frame: shot 1, not {shot}.")
+    if episodes not in (None, len(pairs)):
+        raise UserError("one-shot-video tests all frames but the first: leave episodes out.")
     first = {c: dataset.candidates(c, "test")[0] for c in dataset.class_names}
     return [Episode(c, key, (first[c],)) for c, key in pairs]
 
@@ -77,9 +79,13 @@ def _video(dataset: FewShotDataset, shot: int, episodes: int | None, pairs: list
 def _hsnet(
     dataset: FewShotDataset, fold: int, shot: int, episodes: int | None, pairs: list[tuple[int, str]]
 ) -> Iterable[hsnet_compat.Drawn]:
-    count = dataset.hsnet_episodes if episodes is None else episodes
+    count = episodes or dataset.hsnet_count(fold)
     if dataset.hsnet_queries == "sequential":
         return hsnet_compat.sequential(pairs, count, shot)
+    if isinstance(dataset, ObjectDataset):
+        photographs = {c: dataset.photographs(c) for c in dataset.novel_classes(fold)}
+        in_turn = dataset.hsnet_queries == "object-cycle"
+        return hsnet_compat.objects(photographs, dataset.objects_in, count, shot, in_turn)
     pools = {c: dataset.support_pool(c) for c in dataset.novel_classes(fold)}
     if dataset.hsnet_queries == "class-uniform":
         return hsnet_compat.class_uniform(pools, count, shot)

@@ -6,12 +6,12 @@ so the episodes depend on nothing but the lists, their length and their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from fssbench.errors import UserError
+from fssbench.errors import TooFewImages, UserError
 
 T = TypeVar("T")
 Drawn = tuple[int, str, tuple[str, ...]]
@@ -77,3 +77,44 @@ def every_image(pairs: Sequence[tuple[int, str]], pools: Mapping[int, Sequence[s
     random = generator()
     for class_id, query in pairs:
         yield class_id, query, supports(random, pools[class_id], query, shot)
+
+
+def objects(
+    photographs: Mapping[int, Sequence[str]],
+    objects_in: Callable[[int, str], Sequence[tuple[str, bool]]],
+    episodes: int,
+    shot: int,
+    in_turn: bool,
+) -> Iterator[Drawn]:
+    """Parts of objects (Matcher's PASCAL-Part and PACO-Part): a photograph is picked, then one of its objects, and both again
+    until the object shows the part (protocols.md 1.5).
+
+    photographs  class -> names of the photographs with the part
+    objects_in   (class, photograph) -> (key, whether it shows the part) of its objects
+    in_turn      PASCAL-Part: class t mod n and distinct supports; else PACO-Part: a class at random, and a support may come
+                 twice. A support's photograph is never the query's, and rejected photographs have no object drawn.
+
+    Raises `TooFewImages` where a class has too few photographs.
+    """
+    random, classes = generator(), sorted(photographs)
+    usable = {c: {p for p in photographs[c] if any(shows for _, shows in objects_in(c, p))} for c in classes}
+    for class_id in classes:
+        need = shot + 1 if in_turn else 2
+        if len(usable[class_id]) < need:
+            raise TooFewImages(
+                f"Class {class_id} has {len(usable[class_id])} candidate image(s) with its part, but {shot}-shot episodes need at "
+                f"least {need}. Use fewer shots or complete the data set."
+            )
+    for number in range(episodes):
+        class_id = classes[number % len(classes)] if in_turn else pick(random, classes)
+        taken: set[str] = set()
+        keys: list[str] = []
+        while len(keys) < shot + 1:
+            photograph = pick(random, photographs[class_id])
+            if photograph in taken:
+                continue
+            key, shows = pick(random, objects_in(class_id, photograph))
+            if shows:
+                keys.append(key)
+                taken |= {photograph} if in_turn or len(keys) == 1 else set()
+        yield class_id, keys[0], tuple(keys[1:])

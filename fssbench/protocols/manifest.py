@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fssbench.dataset import FewShotDataset
-from fssbench.errors import UserError, nearest
+from fssbench.errors import TooFewImages, UserError, nearest
 from fssbench.files import sha256_text, write_text_whole, written_whole
 from fssbench.protocols import clean_v1, draw
 from fssbench.protocols.draw import ClassGroup, Episode, SmallClasses
@@ -160,6 +160,7 @@ def build_manifest(
     for name, number in (("episodes_per_class", episodes_per_class), ("episodes", episodes)):
         if number is not None and number < 1:
             raise UserError(f"{name} must be at least 1, not {number}.")
+    dataset = dataset.for_shot(shot)
     profile = profile_of(protocol)
     if profile.name not in dataset.protocols:
         raise UserError(
@@ -179,7 +180,7 @@ def build_manifest(
         per_class, left_out = 0, []
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
     if not drawn:
-        raise UserError(
+        raise TooFewImages(
             f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
         )
     used = dict.fromkeys(episode.class_id for episode in drawn)

@@ -51,6 +51,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def counted_at(resolution: str) -> str:
+    """A resolution of a key in words: `original size`, `400 px square`, `473 px padded square`."""
+    if resolution == "original":
+        return "original size"
+    side = resolution.removesuffix("-pad")
+    return f"{side} px square" if side == resolution else f"{side} px padded square"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Key(Checked):
     """What identifies a result: two results with the same key are the same experiment."""
@@ -73,7 +81,7 @@ class Key(Checked):
     """SHA-256 over names, types, shapes and bytes of all weights under test, frozen ones included; null where there are
     none (predictions of another code base)."""
     resolution: str
-    """Where pixels are counted: `original`, or the side of a legacy square such as `400`."""
+    """Where pixels are counted: `original`, the side of a legacy square such as `400`, or a padded one such as `473-pad`."""
     seed: int
     """Seed of the run (training and whatever the method draws); the episodes' own seed is part of the manifest."""
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from fssbench.results.leaderboard import Row, Table
 from fssbench.results.published import Published
+from fssbench.results.record import counted_at
 
 Show = Literal["board", "folds", "classes", "cost"]
 SHOWS: tuple[Show, ...] = ("board", "folds", "classes", "cost")
@@ -44,9 +45,8 @@ def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True) 
 
 def title(table: Table) -> str:
     """What a table's rows have in common, in one line."""
-    where = "original size" if table.resolution == "original" else f"{table.resolution} px square"
     return (
-        f"{table.dataset}, {table.protocol} v{table.protocol_version}, {table.shot}-shot, scored at {where}, "
+        f"{table.dataset}, {table.protocol} v{table.protocol_version}, {table.shot}-shot, scored at {counted_at(table.resolution)}, "
         f"track {table.track}, manifests {table.manifest_id}"
     )
 

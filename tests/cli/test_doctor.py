@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from fssbench.cli import doctor, main
+from fssbench.cli import doctor, doctor_data, main
 from fssbench.encoders.sam import SAM_FILES as ENCODER_FILES
 from fssbench.encoders.sam2 import INSTALL_SAM2, SAM2_SIZES, SAM2_VERSIONS, checkpoint_name, checkpoint_url
 from fssbench.files import sha256_file
 from methods.fsdino.decoder import SAM_FILES, SAM_URL
+from tests.data.davis import make_davis
 from tests.data.fss1000 import make_fss1000
+from tests.data.pascal import make_pascal
 
 
 @pytest.fixture
@@ -73,22 +76,60 @@ def test_sam2_is_reported_with_the_way_to_build_it(monkeypatch: pytest.MonkeyPat
 
 
 def test_coco_counts_its_images(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "COCO_IMAGES", {"train2014": 3, "val2014": 2})
+    monkeypatch.setattr(doctor_data, "COCO_IMAGES", {"train2014": 3, "val2014": 2})
     root = empty / "COCO2014"
     for folder in ("train2014", "val2014", "annotations"):
         (root / folder).mkdir(parents=True)
     for name in ("train2014/a.jpg", "val2014/a.jpg", "val2014/b.jpg", "annotations/instances_val2014.json"):
         (root / name).touch()
-    assert [finding.state for finding in doctor.coco(root)] == ["wrong", "ok", "missing", "ok"]
+    assert [finding.state for finding in doctor_data.coco(root)] == ["wrong", "ok", "missing", "ok"]
 
 
 def test_fss1000_is_read_by_its_own_reader(empty: Path) -> None:
     root = empty / "FSS-1000"
-    assert doctor.fss1000(root).state == "missing"
+    assert doctor_data.fss1000(root).state == "missing"
     root.mkdir()
-    assert "holds no FSS-1000 class folders" in doctor.fss1000(root).then
+    assert "holds no FSS-1000 class folders" in doctor_data.fss1000(root).then
     make_fss1000(root)
-    assert "classes" in doctor.fss1000(root).what
+    assert "classes" in doctor_data.fss1000(root).what
+
+
+def test_prepared_sets_are_checked_again(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = empty / "FSSBENCH_DATA"
+    make_davis(data / "DAVIS")
+    make_pascal(data / "PASCAL")
+    found = {f.what.split(" ")[0]: f for f in doctor.datasets() if "not prepared" in f.what}
+    assert set(found) == {"DAVIS-17", "PASCAL-5i"}
+    for name in ("davis17", "pascal5i"):
+        assert main(["prepare", name, "--subset"]) == 0
+    found = {f.what.split(" ")[0]: f for f in doctor.datasets() if " as prepared on " in f.what}
+    assert set(found) == {"davis17", "pascal5i"}
+    assert found["pascal5i"].what.endswith("(a part of the data set; 24 lists)")
+    (data / "DAVIS/ImageSets/2017/val.txt").write_text("bear\n")
+    (data / "PASCAL/preparing.json").write_text("{}")
+    wrong = [f for f in doctor.datasets() if f.state == "wrong"]
+    assert ["changed since it was prepared" in f.what for f in wrong] == [True, False]
+    assert "is half prepared" in wrong[1].what
+    assert wrong[1].then == f"fssbench prepare pascal5i --root {data / 'PASCAL'}"
+    (data / "DAVIS/prepared.json").write_text("{}")
+    assert any("prepared.json is of version None" in f.what for f in doctor_data.datasets())
+
+
+def test_unprepared_sets_are_read(empty: Path) -> None:
+    assert [f.state for f in (*doctor_data.pascal(empty / "p"), *doctor_data.davis(empty / "d"))] == [
+        "missing",
+        "missing",
+    ]
+    for name in ("p", "d"):
+        (empty / name).mkdir()
+    assert "holds no VOC 2012" in doctor_data.pascal(empty / "p")[0].then
+    assert "holds no DAVIS" in doctor_data.davis(empty / "d")[0].then
+    make_pascal(empty / "voc")
+    next((empty / "voc/VOCdevkit/VOC2012/JPEGImages").glob("2007*")).unlink()
+    shutil.rmtree(empty / "voc/benchmark_RELEASE")
+    voc, sbd = doctor_data.pascal(empty / "voc")
+    assert (voc.state, sbd.state) == ("wrong", "missing")
+    assert "1 of 40 images in val, 40 in train lack image or mask (2007_" in voc.what
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_a_damaged_cache_is_replaced(official: Path, cache: Path, damage: Callab
 def test_an_unwritable_cache_is_only_slower(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FSSBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match=r"Cannot write .*rendered again in every run"):
+    with pytest.warns(UserWarning, match=r"Cannot write .*Rendering the masks of .* is done again in every run"):
         assert len(COCO20iDataset(official).candidates(1, "test")) == 3
 
 

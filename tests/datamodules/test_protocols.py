@@ -15,8 +15,9 @@ from fssbench.images import resize_mask
 from fssbench.metrics.boundary import boundary_iou, hausdorff95
 from fssbench.metrics.iou import episode_counts
 from fssbench.metrics.scores import COUNTS
-from fssbench.metrics.square import square_target
+from fssbench.metrics.square import counted_size, square_target
 from fssbench.protocols.manifest import build_manifest
+from fssbench.results.record import counted_at
 from fssbench.results.store import ResultStore
 from tests.cli.run import FREE, QUIET
 from tests.protocols.toy import CompatToy, ToyDataset
@@ -66,6 +67,41 @@ def test_the_square_resize_is_that_of_masks(size: tuple[int, int]) -> None:
     mask = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     for side in (1, 4, 8, 23):
         np.testing.assert_array_equal(square_target(torch.from_numpy(mask), side).numpy(), resize_mask(mask, side))
+
+
+def test_a_padded_square_keeps_the_aspect_ratio_in_steps_of_8() -> None:
+    """protocols.md 3.2: 375 x 500 becomes 352 x 472 in a square of 473 pixels; the padding is 255, so it counts nothing."""
+    assert counted_size(375, 500, "473-pad") == (352, 472)
+    assert counted_size(500, 375, "473-pad") == (472, 352)
+    assert counted_size(480, 640, "641-pad") == (480, 640)
+    assert counted_size(1, 500, "473-pad") == (8, 472)
+    mask = np.random.default_rng(0).integers(0, 2, (30, 50), dtype=np.uint8)
+    part = square_target(torch.from_numpy(mask), "41-pad")
+    np.testing.assert_array_equal(part.numpy(), resize_mask(mask, (24, 40)))
+    whole = torch.full((41, 41), 255, dtype=torch.uint8)
+    whole[:24, :40] = part
+    predicted = torch.rand(41, 41, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert episode_counts(predicted, whole).tolist() == episode_counts(predicted[:24, :40], part).tolist()
+
+
+def test_padded_squares_are_counted_and_recorded(tmp_path: Path) -> None:
+    data = AnyProtocol(protocol="bam-compat", episodes=6, squares=("33-pad", 12))
+    method = FreeMethod()
+    make_trainer(tmp_path).test(method, datamodule=data, verbose=False)
+    for batch in data.test_dataloader():
+        with torch.no_grad():
+            logits = method(batch)
+        for b, number in enumerate(batch.episode_id.tolist()):
+            target = square_target(batch.query_mask_full[b], "33-pad")
+            counts = episode_counts(method.upsample(logits[b], tuple(target.shape)) > 0, target)
+            assert [method.square_rows["33-pad"][number][name] for name in COUNTS] == counts.tolist()
+    assert counted_at("473-pad") == "473 px padded square"
+
+
+@pytest.mark.parametrize("square", [0, -4, "473", "pad", "0-pad", "473-padded"])
+def test_a_square_that_is_none(square: Any) -> None:
+    with pytest.raises(UserError, match="expected a side of at least one pixel such as 400, or 473-pad"):
+        AnyProtocol(squares=(square,))
 
 
 class Overlapping(ToyDataset):

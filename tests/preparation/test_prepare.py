@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,6 +98,46 @@ def test_an_interrupted_preparation_goes_on_and_is_never_used(
     (root / "preparing.json").unlink()
     assert main(command) == 0
     assert PASCAL5i(root=str(root)).make_dataset().candidates(1, "test")
+
+
+@pytest.mark.parametrize("step", ["unpack", "convert", "finish"])
+def test_a_killed_preparation_goes_on(step: str, archives: Path, tmp_path: Path) -> None:
+    """A real process that is killed (no clean-up of any kind) in the middle of a step; the same command then ends well."""
+    root = tmp_path / "PASCAL"
+    command = ["prepare", "pascal5i", "--root", str(root), "--from", str(archives), "--subset"]
+    script = f"""
+import os, signal, sys
+from datamodules import recipes_pascal
+from fssbench.cli import main
+from fssbench.preparation import seal, unpack
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(function, calls):
+    seen = []
+    def counted(*arguments, **options):
+        seen.append(0)
+        return kill() if len(seen) > calls else function(*arguments, **options)
+    return counted
+
+if {step!r} == "unpack":
+    unpack._move = after(unpack._move, 4)
+elif {step!r} == "convert":
+    recipes_pascal._convert = after(recipes_pascal._convert, 30)
+else:
+    seal.write_text_whole = after(seal.write_text_whole, 3)
+sys.exit(main({command!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (root / "prepared.json").exists()
+    with pytest.raises(ValueError, match="is half prepared"):
+        PASCAL5i(root=str(root)).make_dataset()
+    assert main(command) == 0
+    assert main(["prepare", "pascal5i", "--root", str(root), "--check"]) == 0
+    assert {p.name for p in root.iterdir()} == {"VOCdevkit", "benchmark_RELEASE", "prepared.json"}
+    assert main(command) == 0, "and once more"
 
 
 @pytest.mark.parametrize(
