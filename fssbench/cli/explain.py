@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from fssbench.results.record import ResultRecord, counted_at, read_record
-from fssbench.results.statistics import interval
+from fssbench.results.statistics import intervals
 from fssbench.results.table import EpisodeRow, read_table, recompute
 from fssbench.results.views import count, gibibytes, percent, seconds, span
 
@@ -67,10 +67,11 @@ def _number(record: ResultRecord, rows: list[EpisodeRow]) -> Facts:
     from fssbench.results.samples import record_samples
 
     scores = record.scores
+    miou, fb_iou = (intervals(samples)[0] for samples in record_samples(record, rows))
     return [
         ("mIoU", f"{percent(scores.miou)}, the mean over {len(scores.class_iou)} novel classes of fold {record.key.fold}"),
-        ("95 % interval", f"{span(interval(record_samples(record, rows)))}, stratified bootstrap over the episodes"),
-        ("FB-IoU", percent(scores.fb_iou)),
+        ("95 % interval", f"{span(miou)}, stratified bootstrap over the episodes"),
+        ("FB-IoU", f"{percent(scores.fb_iou)}, 95 % {span(fb_iou)}"),
         ("recomputed", f"from {scores.episodes} rows of the episode table: the same bits"),
         *((f"class {c} {s.name}", f"{percent(s.iou)} = {s.fg_intersection} / {s.fg_union} pixels in {s.episodes} episodes, "
            f"{s.distinct_queries} distinct queries") for c, s in scores.class_iou.items()),

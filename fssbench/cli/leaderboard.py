@@ -26,8 +26,8 @@ def run(verb: str, arguments: list[str]) -> int:
     )
     parser.add_argument("--format", choices=[*FORMATS, "html"], default="text", help="default: text")
     parser.add_argument(
-        "--show", choices=SHOWS, default="board", help="what text, md and latex show: a row per method, its folds with "
-        "intervals, its classes, or its cost (default: board)"
+        "--show", choices=SHOWS, default="board", help="what text, md and latex show: a row per method, both its "
+        "scores with intervals, its folds with theirs, its classes, or its cost (default: board)"
     )  # fmt: skip
     for name in FILTERS:
         parser.add_argument(f"--{name}", nargs="+", help=f"only tables of this {name}")

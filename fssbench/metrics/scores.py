@@ -64,7 +64,7 @@ def iou_scores(counts: Mapping[int, Sequence[int]], episodes: Mapping[int, int],
         fb_iou=mean([foreground, background]),
         class_iou=class_iou,
         episodes_per_class={c: int(episodes[c]) for c in classes},
-        counts={c: tuple(int(n) for n in counts[c]) for c in classes},
+        counts={c: tuple(map(int, counts[c])) for c in classes},
         missing_classes=missing,
     )
 

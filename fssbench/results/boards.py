@@ -14,7 +14,7 @@ from fssbench.results.published import FILE as PUBLISHED_FILE
 from fssbench.results.record import SCHEMA_VERSION
 from fssbench.results.store import Damaged, File, ResultStore
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the kept board; raised with every change of `Table`, `Row` or of how they are computed."""
 KEPT_RECORDS = 2000
 """Boards of more records are not kept: reading them would take as long as making them from the index."""
@@ -41,7 +41,8 @@ def load_board(root: str | Path) -> Board:
         from fssbench.results.index import StoreIndex
 
         index = StoreIndex(root, files)
-        found = Board(board(index.entries(), index.samples), index.damaged)
+        found = Board(board(index.entries(), index.noise), index.damaged)
+        index.keep_noise()
         if len(files) <= KEPT_RECORDS:
             _keep(kept, fingerprint, found)
     return found

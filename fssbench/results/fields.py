@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fssbench.errors import UserError, nearest
 
@@ -32,10 +32,25 @@ class Checked:
     """Where the group stands in the JSON file; error messages begin with it."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
-            if not _fits(hint)(getattr(self, name)):
-                _check_type(hint, getattr(self, name), f"{self.group}.{name}")
+        values = vars(self)
+        plan = _plan(type(self))
+        # the same few types come again and again: with scalars, finding them right once is enough
+        types = tuple(map(type, map(values.__getitem__, plan.scalars)))
+        if types not in plan.right:
+            for name, hint in plan.scalars.items():
+                _check_type(hint, values[name], f"{self.group}.{name}")
+            plan.right.add(types)
+        for name, hint, fits in plan.others:
+            if not fits(values[name]):
+                _check_type(hint, values[name], f"{self.group}.{name}")
         self._check()
+
+    @classmethod
+    def trusted(cls, **values: Any) -> Self:
+        """A group whose fields, all of them, were checked where they come from: a board has very many rows."""
+        made = object.__new__(cls)
+        vars(made).update(values)
+        return made
 
     def _check(self) -> None:
         """What a type cannot say: ranges and agreement between fields. Called after all types are right."""
@@ -66,17 +81,17 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise UserError(f"{where} is {shown(data)}, expected an object")
     hints = _hints(kind)
-    for name in hints:
-        if name not in data:
-            raise UserError(f"{where}.{name} is missing")
-    for name in data:
-        if name not in hints:
-            raise UserError(f"{where}.{name} is not a known field.{nearest(name, hints)}")
-    values = {}
-    for name, hint in hints.items():
-        revive = _reviver(hint)
-        values[name] = revive(data[name], f"{where}.{name}") if revive else data[name]
-    return kind(**values)
+    if data.keys() != hints.keys():
+        for name in hints:
+            if name not in data:
+                raise UserError(f"{where}.{name} is missing")
+        for name in data:
+            if name not in hints:
+                raise UserError(f"{where}.{name} is not a known field.{nearest(name, hints)}")
+    revived = {name: revive(data[name], f"{where}.{name}") for name, revive in _plan(kind).revivers.items()}
+    made = kind.trusted(**{**data, **revived})  # __init__ would set the fields one by one
+    made.__post_init__()
+    return made
 
 
 def check_plain(value: Any, where: str) -> None:
@@ -85,7 +100,7 @@ def check_plain(value: Any, where: str) -> None:
     Raises:
         UserError: naming the key, e.g. `config.model.init_args.lr`.
     """
-    if value is None or isinstance(value, str | bool | int):
+    if _is_plain(value) or isinstance(value, str | int):
         return
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -118,6 +133,50 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}  # resolving hints is slow, and a board reads many records
+
+_EXACT = frozenset((str, bool, int, type(None)))
+"""Types that say all there is to check; a float may still be NaN."""
+
+
+class _Plan(NamedTuple):
+    """How a group is checked and read, worked out once."""
+
+    scalars: dict[str, Any]
+    """Field -> type, of text, whole numbers, true/false and null."""
+    right: set[tuple[type, ...]]
+    """Types of all scalars that were found to be right."""
+    others: list[tuple[str, Any, Callable[[Any], bool]]]
+    """(field, type, its check) of the other fields."""
+    revivers: dict[str, Callable[[Any, str], Any]]
+    """Field -> its `_reviver`, where it has one."""
+
+
+@cache
+def _plan(kind: Any) -> _Plan:
+    hints = _hints(kind)
+    scalars = {name: hint for name, hint in hints.items() if _exact(hint)}
+    others = [(name, hint, _fits(hint)) for name, hint in hints.items() if name not in scalars]
+    revivers = {name: _reviver(hint) for name, hint in hints.items()}
+    return _Plan(scalars, set(), others, {name: revive for name, revive in revivers.items() if revive})
+
+
+@cache
+def _exact(hint: Any) -> frozenset[Any]:
+    """The types that a scalar hint allows, empty for another hint."""
+    members = frozenset(get_args(hint) if get_origin(hint) in _UNIONS else (hint,))
+    return members if members <= _EXACT else frozenset()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value; `check_plain` says why not."""
+    kind = type(value)
+    if kind in _EXACT:
+        return True
+    if kind is float:
+        return math.isfinite(value)
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind is dict and {*map(type, value)} <= {str} and all(map(_is_plain, value.values()))
 
 
 def _check_type(hint: Any, value: Any, where: str) -> None:
@@ -152,21 +211,34 @@ def _fits(hint: Any) -> Callable[[Any], bool]:
     """Whether a value is of a type, as a function made once per type: a board reads very many records."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
-        return lambda value: False  # `_check_type` looks closer
+        return _is_plain
     if origin in _UNIONS:
         members = [_fits(member) for member in args]
         return lambda value: any(fits(value) for fits in members)
     if origin is tuple:
-        item = _fits(args[0])
-        return lambda value: isinstance(value, tuple) and all(map(item, value))
+        items = _fit_all(args[0])
+        return lambda value: isinstance(value, tuple) and items(value)
     if origin is dict:
-        key, item = _fits(args[0]), _fits(args[1])
-        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(item, value.values()))
+        keys, values = _fit_all(args[0]), _fit_all(args[1])
+        return lambda value: isinstance(value, dict) and keys(value) and values(value.values())
     if hint is float:
-        return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return lambda value: type(value) in (float, int) and math.isfinite(value) or _is_other_float(value)
     if hint is int:
         return lambda value: isinstance(value, int) and not isinstance(value, bool)
     return lambda value: isinstance(value, hint)
+
+
+def _is_other_float(value: Any) -> bool:
+    """Whether a value of a subclass of float or int, numpy's float64 for one, is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fit_all(hint: Any) -> Callable[[Collection[Any]], bool]:
+    """Whether all items are of a type: a look at the set of their types decides nearly always."""
+    exact, fits = _exact(hint), _fits(hint)
+    if hint is float:
+        return lambda items: {*map(type, items)} == {float} and all(map(math.isfinite, items)) or all(map(fits, items))
+    return lambda items: {*map(type, items)} <= exact or all(map(fits, items))
 
 
 @cache

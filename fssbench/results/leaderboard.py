@@ -15,22 +15,17 @@ Nothing is rounded here; the renderers round what they show to people.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fssbench.files import sha256_text
 from fssbench.metrics.scores import mean
 from fssbench.results.entry import KEY_NAMES, Entry
 from fssbench.results.fields import Checked
+from fssbench.results.noise import Judge
 from fssbench.results.published import Published, published
 from fssbench.results.record import Metadata, ResultRecord
-
-if TYPE_CHECKING:
-    from fssbench.results.statistics import Array
-
-Sampler = Callable[[Iterable[Entry]], Mapping[str, "Array"]]
-"""Results -> path -> bootstrap samples of their mIoU; `StoreIndex.samples` is one."""
 
 _PER_FOLD = ("fold", "manifest_sha256", "weights_sha256")
 _ROW_KEYS = tuple(name for name in KEY_NAMES if name not in _PER_FOLD)
@@ -79,6 +74,8 @@ class Row(Checked):
     """The same for every fold."""
     fb_iou: float | None
     """Mean of the folds' FB-IoU, None like `miou`."""
+    fb_interval: tuple[float, ...]
+    """95 % interval of `fb_iou`, empty like `interval`."""
     episodes: int
     """Episodes of the folds that are there."""
     classes: tuple[FoldClasses, ...]
@@ -143,10 +140,10 @@ class Table(Checked):
         return row.rank is not None and sum(other.rank == row.rank for other in self.rows) > 1
 
 
-def board(records: Iterable[ResultRecord | Entry], sampler: Sampler | None = None) -> list[Table]:
+def board(records: Iterable[ResultRecord | Entry], judge: Judge | None = None) -> list[Table]:
     """Tables of all records, by data set, protocol, shot, resolution and track, and by manifests where they differ.
 
-    Without a `sampler` there are no intervals, and rows share a rank only where their means are equal.
+    Without a `judge` there are no intervals, and rows share a rank only where their means are equal.
     """
     experiments: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for record in records:
@@ -158,7 +155,7 @@ def board(records: Iterable[ResultRecord | Entry], sampler: Sampler | None = Non
         common = tuple(getattr(group[0], name) for name in _TABLE_KEYS)
         grouped[(*common, draft.row.metadata.track)].append(draft)
     return [
-        _table(dict(zip((*_TABLE_KEYS, "track"), group, strict=True)), manifests, drafts, sampler)
+        _table(dict(zip((*_TABLE_KEYS, "track"), group, strict=True)), manifests, drafts, judge)
         for group in sorted(grouped)
         for manifests, drafts in _comparable(grouped[group])
     ]
@@ -182,7 +179,7 @@ def _draft(group: list[Entry]) -> _Draft:
     first, entries = group[0], list(single.values())
     n_folds = max(entry.metadata.n_folds for entry in group)
     note = _problem(by_fold, single, n_folds)
-    row = Row(
+    row = Row.trusted(
         rank=None,
         method=first.method,
         config_hash=first.config_hash,
@@ -192,6 +189,7 @@ def _draft(group: list[Entry]) -> _Draft:
         interval=(),
         fold_intervals=((),) * n_folds,
         fb_iou=None if note else mean(e.fb_iou for e in entries),
+        fb_interval=(),
         episodes=sum(e.episodes for e in entries),
         classes=tuple(_classes(e) for e in entries),
         note=note,
@@ -207,7 +205,7 @@ def _draft(group: list[Entry]) -> _Draft:
 
 
 def _classes(entry: Entry) -> FoldClasses:
-    return FoldClasses(
+    return FoldClasses.trusted(
         fold=entry.fold,
         ids=entry.class_ids,
         names=entry.class_names,
@@ -243,9 +241,10 @@ def _problem(by_fold: Mapping[int, list[Entry]], single: Mapping[int, Entry], n_
         missing = [str(fold) for fold in range(n_folds) if fold not in single]
         return f"{len(single)} of {n_folds} folds; missing {', '.join(missing)}"
     entries = list(single.values())
-    for field in fields(Metadata):
-        if any(getattr(e.metadata, field.name) != getattr(entries[0].metadata, field.name) for e in entries):
-            return f"folds differ in {field.name}"
+    if any(e.metadata != entries[0].metadata for e in entries):
+        for field in fields(Metadata):
+            if any(getattr(e.metadata, field.name) != getattr(entries[0].metadata, field.name) for e in entries):
+                return f"folds differ in {field.name}"
     return _weights_problem(entries)
 
 
@@ -287,11 +286,11 @@ def _comparable(drafts: list[_Draft]) -> list[tuple[dict[int, str], list[_Draft]
     return parts
 
 
-def _table(group: dict[str, Any], manifests: dict[int, str], drafts: list[_Draft], sampler: Sampler | None) -> Table:
+def _table(group: dict[str, Any], manifests: dict[int, str], drafts: list[_Draft], judge: Judge | None) -> Table:
     n_folds = max(len(d.row.fold_miou) for d in drafts)
     ranked = sorted((d for d in drafts if d.row.miou is not None), key=lambda d: (-(d.row.miou or 0.0), _order(d)))
     others = sorted((d for d in drafts if d.row.miou is None), key=_order)
-    rows = _with_intervals(ranked, others, sampler) if sampler else _by_mean(ranked, others)
+    rows = _judged(ranked, others, judge) if judge else _by_mean(ranked, others)
     manifests = dict(sorted(manifests.items()))
     return Table(
         **group,
@@ -308,21 +307,22 @@ def _by_mean(ranked: list[_Draft], others: list[_Draft]) -> list[Row]:
     return [*(replace(d.row, rank=means.index(d.row.miou) + 1) for d in ranked), *(d.row for d in others)]
 
 
-def _with_intervals(ranked: list[_Draft], others: list[_Draft], sampler: Sampler) -> list[Row]:
-    from fssbench.results.statistics import intervals, mean_over, shared_ranks
-
-    drafts = [*ranked, *others]
-    samples = sampler(entry for draft in drafts for entry in draft.single.values())
-    means = [mean_over([samples[entry.path] for entry in draft.single.values()]) for draft in ranked]
-    of_paths = dict(zip(samples, intervals(list(samples.values())), strict=True))
-    ranks: list[int | None] = [*shared_ranks(means), *(None for _ in others)]
-    wholes: list[tuple[float, ...]] = [*intervals(means), *(() for _ in others)]
+def _judged(ranked: list[_Draft], others: list[_Draft], judge: Judge) -> list[Row]:
+    noise = judge([_paths(draft) for draft in ranked], [path for draft in others for path in _paths(draft)])
     rows = []
-    for draft, rank, whole in zip(drafts, ranks, wholes, strict=True):
-        by_fold = {fold: of_paths[entry.path] for fold, entry in draft.single.items()}
-        of_folds = tuple(by_fold.get(fold, ()) for fold in range(len(draft.row.fold_miou)))
-        rows.append(replace(draft.row, rank=rank, interval=whole, fold_intervals=of_folds))
+    for place, draft in enumerate([*ranked, *others]):
+        by_fold = {fold: noise.folds[entry.path] for fold, entry in draft.single.items()}
+        found: dict[str, Any] = {
+            "fold_intervals": tuple(by_fold.get(fold, ()) for fold in range(len(draft.row.fold_miou)))
+        }
+        if place < len(ranked):
+            found |= {"rank": noise.ranks[place], "interval": noise.miou[place], "fb_interval": noise.fb_iou[place]}
+        rows.append(Row.trusted(**{**vars(draft.row), **found}))
     return rows
+
+
+def _paths(draft: _Draft) -> list[str]:
+    return [entry.path for entry in draft.single.values()]
 
 
 def _order(draft: _Draft) -> tuple[str, str, int]:

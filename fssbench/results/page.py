@@ -157,7 +157,7 @@ def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
     cells = [
         _td(rank(table, row), row.rank), f'<th scope="row" class="word">{name}</th>', *folds, mean,
         f'<td data-value="{_plain(low)}">{bar}<span class="{"skip" if bar else ""}">{span(row.interval)}</span></td>',
-        _td(percent(row.fb_iou), row.fb_iou, _record_id(own)), _td(count(row.parameters), row.parameters),
+        _td(percent(row.fb_iou), row.fb_iou, _record_id(own), after=span(row.fb_interval)), _td(count(row.parameters), row.parameters),
         _td(count(row.trained_parameters), row.trained_parameters),
         _td(seconds(row.seconds_per_episode), row.seconds_per_episode), _td(gibibytes(row.peak_memory), row.peak_memory),
         f'<td class="word">{"" if "device" in facts(table) else escape(", ".join(row.devices))}</td>', f'<td class="word">{escape(table.protocol)}</td>',
@@ -183,9 +183,11 @@ def _reported(table: Table, result: Published) -> str:
     return f'<tr class="reported">{"".join(cells)}</tr>'
 
 
-def _td(text: str, value: float | None, link: str = "", hint: str = "") -> str:
+def _td(text: str, value: float | None, link: str = "", hint: str = "", after: str = "") -> str:
+    """A cell; its interval as a `hint` for the pointer, or below it (`after`)."""
     hint = f' title="95 %: {hint}"' if hint and hint != "-" else ""
     shown = f'<a href="#{link}"{hint}>{text}</a>' if link and value is not None else text
+    shown += f'<br><span class="soft small">{after}</span>' if after and after != "-" else ""
     return f'<td data-value="{_plain(value)}">{shown}</td>'
 
 

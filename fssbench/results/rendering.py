@@ -21,6 +21,8 @@ from fssbench.results.views import WORDS, Grid, Show, grids
 Format = Literal["text", "md", "latex", "csv", "json"]
 FORMATS: tuple[Format, ...] = ("text", "md", "latex", "csv", "json")
 
+WIDE = 120
+"""Columns of a terminal from which on the board has the interval of FB-IoU; `--show scores` has it in any."""
 _LIMITS = {"method": 9, "selection": 12, "class": 12, "device": 20, "backbone": 12, "protocol": 10, "paper": 16}
 """Width at which the usual entries of a column of words stay whole; longer ones are folded."""
 
@@ -41,9 +43,10 @@ def render(
     if format == "json":
         return json_text(tables, reported)
     writers = {"text": lambda shown: text(shown, width), "md": markdown, "latex": latex}
+    wide = format != "text" or width >= WIDE
     if format not in writers:
         raise UserError(f"Leaderboard format '{format}' is not known.{nearest(format, FORMATS)}")
-    return writers[format](grids(tables, show, reported))
+    return writers[format](grids(tables, show, reported, wide))
 
 
 def text(shown: Sequence[Grid], width: int) -> str:
@@ -174,13 +177,15 @@ def _flat(table: Table, row: Row, folds: range) -> dict[str, Any]:
     metadata = to_json(row.metadata)
     metadata["contamination"] = "; ".join(metadata["contamination"])
     low, high = row.interval or (None, None)
+    fb_low, fb_high = row.fb_interval or (None, None)
     return {
         "kind": "external" if row.external else "measured",
         **{name: getattr(table, name) for name in ("dataset", "protocol", "protocol_version", "shot", "resolution")},
         "manifests": table.manifest_id,
         **{name: getattr(row, name) for name in ("rank", "method", "config_hash", "seed")},
         **{f"miou_fold{fold}": fold_miou.get(fold) for fold in folds},
-        **{"miou": row.miou, "miou_low": low, "miou_high": high, "fb_iou": row.fb_iou, "episodes": row.episodes},
+        **{"miou": row.miou, "miou_low": low, "miou_high": high, "fb_iou": row.fb_iou, "fb_iou_low": fb_low},
+        **{"fb_iou_high": fb_high, "episodes": row.episodes},
         **{name: getattr(row, name) for name in ("parameters", "trained_parameters", "seconds_per_episode")},
         **{"peak_memory": row.peak_memory, "devices": "; ".join(row.devices), "note": row.note, "source": ""},
         **metadata,

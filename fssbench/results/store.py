@@ -8,7 +8,6 @@ A JSON file that is there is complete, and so is its table. Reading records need
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -91,11 +90,10 @@ class ResultStore:
     def files(self) -> list[File]:
         """The JSON files of the store with stamps that change when they or their tables do, by path."""
         found = []
-        for folder in self.root.glob("*/*/*@*"):
-            stamps = _stamps(folder)
-            for name in fnmatch.filter(stamps, "*.json"):
-                table = stamps.get(f"{name.removesuffix('.json')}.parquet", "no table")
-                found.append(File((folder / name).relative_to(self.root).as_posix(), f"{stamps[name]} {table}"))
+        for dataset in _folders(self.root):
+            for protocol in _folders(dataset):
+                for method in (folder for folder in _folders(protocol) if "@" in folder.name):
+                    found += _files(method, f"{dataset.name}/{protocol.name}/{method.name}")
         return sorted(found)
 
     def read(self, path: Path) -> ResultRecord:
@@ -188,18 +186,26 @@ class ResultStore:
             lock.release()
 
 
-def _stamps(folder: Path) -> dict[str, str]:
-    """Name -> size and time of the results in a folder; what a writer renames meanwhile is left out."""
-    found = {}
+def _folders(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """Folders in a folder; none in one that has gone."""
     try:
-        for entry in os.scandir(folder):
-            if fnmatch.fnmatch(entry.name, "fold*_shot*_seed*"):
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files(folder: os.DirEntry[str], name: str) -> list[File]:
+    """The JSON files of a method's folder; what a writer renames meanwhile is left out."""
+    stamps = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("fold") and entry.name.endswith((".json", ".parquet")):
                 with suppress(FileNotFoundError):
                     status = entry.stat()
-                    found[entry.name] = f"{status.st_size}@{status.st_mtime_ns}"
-    except NotADirectoryError:
-        pass
-    return found
+                    stamps[entry.name] = f"{status.st_size}@{status.st_mtime_ns}"
+    records = (file for file in stamps if file.endswith(".json"))
+    return [File(f"{name}/{r}", f"{stamps[r]} {stamps.get(f'{r[:-5]}.parquet', 'no table')}") for r in records]
 
 
 def _difference(path: Path, key: Key) -> str:

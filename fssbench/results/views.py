@@ -13,8 +13,8 @@ from fssbench.results.leaderboard import Row, Table
 from fssbench.results.published import Published
 from fssbench.results.record import counted_at
 
-Show = Literal["board", "folds", "classes", "cost"]
-SHOWS: tuple[Show, ...] = ("board", "folds", "classes", "cost")
+Show = Literal["board", "scores", "folds", "classes", "cost"]
+SHOWS: tuple[Show, ...] = ("board", "scores", "folds", "classes", "cost")
 
 DASH = "-"
 """Shown where there is no number."""
@@ -33,11 +33,13 @@ class Grid:
     notes: list[str]
 
 
-def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True) -> list[Grid]:
-    """The tables in one view, each followed by the reported numbers that belong to it."""
+def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True, wide: bool = True) -> list[Grid]:
+    """The tables in one view, each followed by the reported numbers that belong to it; `wide` gives the board the interval
+    of FB-IoU too."""
+    views = {"scores": _scores, "folds": _folds, "classes": _classes, "cost": _costs}
     found = []
     for table in tables:
-        found.append({"board": _board, "folds": _folds, "classes": _classes, "cost": _costs}[show](table))
+        found.append(_board(table, wide) if show == "board" else views[show](table))
         if reported and show == "board" and table.reported:
             found.append(reported_grid(table))
     return found
@@ -61,24 +63,37 @@ def _differing(row: Row) -> dict[str, str]:
     return {"selection": row.metadata.selection, "seed": str(row.seed), "device": ", ".join(row.devices)}
 
 
-def _board(table: Table) -> Grid:
+def _board(table: Table, wide: bool) -> Grid:
     shared = facts(table)
     own = [name for name in ("selection", "seed") if name not in shared]
     folds = [f"fold{fold}" for fold in range(table.n_folds)]
     has_intervals = any(row.interval for row in table.rows)
     middle = ["95 %"] if has_intervals else []
-    columns = ["#", "method", "config", *own, *folds, "mIoU", *middle, "FB-IoU", "params", "trained", "s/ep", "GiB"]
+    last = ["FB 95 %"] if has_intervals and wide else []
+    columns = ["#", "method", "config", *own, *folds, "mIoU", *middle, "FB-IoU", *last, "params", "trained", "s/ep", "GiB"]
     rows = []
     for row in table.rows:
         differing = _differing(row)
         rows.append([
             rank(table, row), row.method, row.config_hash[:8], *(differing[name] for name in own),
             *map(percent, row.fold_miou), percent(row.miou), *([span(row.interval)] if has_intervals else []),
-            percent(row.fb_iou), count(row.parameters), count(row.trained_parameters),
-            seconds(row.seconds_per_episode), gibibytes(row.peak_memory),
+            percent(row.fb_iou), *([span(row.fb_interval)] if last else []), count(row.parameters),
+            count(row.trained_parameters), seconds(row.seconds_per_episode), gibibytes(row.peak_memory),
         ])  # fmt: skip
     said = "; ".join(f"{name} {value}" for name, value in shared.items() if value)
     return Grid(title(table), said, columns, rows, _notes(table))
+
+
+def _scores(table: Table) -> Grid:
+    rows = [
+        [
+            rank(table, row), row.method, row.config_hash[:8], percent(row.miou), span(row.interval), percent(row.fb_iou),
+            span(row.fb_interval), str(row.episodes),
+        ]
+        for row in table.rows
+    ]  # fmt: skip
+    columns = ["#", "method", "config", "mIoU", "95 %", "FB-IoU", "FB 95 %", "episodes"]
+    return Grid(title(table), "mean over the folds, with its interval", columns, rows, _notes(table))
 
 
 def _folds(table: Table) -> Grid:

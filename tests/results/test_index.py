@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fssbench.errors import UserError
-from fssbench.results import boards
+from fssbench.results import boards, examine
 from fssbench.results import index as index_module
 from fssbench.results.boards import load_board
 from fssbench.results.entry import Entry
@@ -109,10 +109,54 @@ def test_damaged_results_are_named_and_the_others_read(store: ResultStore, how: 
 
 
 def test_many_results_at_once_are_read_in_batches(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "BATCH", 3)
+    monkeypatch.setattr(examine, "BATCH", 3)
     records = _fill(store, "one") + _fill(store, "two")
     _spoil(store, store.path(records[5].key), "half a table")
     assert len(StoreIndex(store.root).entries()) == 7
+
+
+def test_several_processes_read_what_one_reads(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = _fill(store, "one") + _fill(store, "two")
+    _spoil(store, store.path(records[2].key), "half a record")
+    _spoil(store, store.path(records[5].key), "table of another run")
+    files = store.files()
+    here = examine.examined_here(store.root, files)
+    assert here.results["reason"].null_count() == len(here.episodes) == 6
+    monkeypatch.setattr(examine, "SHARE", 4)
+    monkeypatch.setattr(examine, "_cores", lambda: 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(examine, "examined_here", lambda *_: pytest.fail("a process of its own did not work"))
+        apart = examine.examined(store.root, files)
+    assert apart.results.sort("path").equals(here.results.sort("path"))
+    assert apart.episodes.sort("path").equals(here.episodes.sort("path"))
+    monkeypatch.setattr(examine.sys, "executable", "/bin/false")
+    assert examine.examined(store.root, files).results.sort("path").equals(here.results.sort("path"))
+
+
+def test_statistics_are_computed_again_for_tables_that_changed(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "KEPT_RECORDS", 0)
+    _fill(store, "one")
+    _fill(store, "two", 3)
+    for fold in range(4):
+        rows = make_rows(fold, shot=5)
+        store.write(make_record(rows, fold=fold, method="one", shot=5), rows)
+    made = load_board(store.root)
+    computed: list[int] = []
+    original = index_module.noise
+    monkeypatch.setattr(index_module, "noise", lambda ranked, *rest: computed.append(len(ranked)) or original(ranked, *rest))
+    assert load_board(store.root) == made
+    assert computed == []
+    _fill(store, "two", 9)
+    again = load_board(store.root)
+    assert computed == [2], "only the table with the new results"
+    assert again.tables[1] == made.tables[1]
+    assert again.tables[0].rows[0].interval != made.tables[0].rows[0].interval
+    noise_file = StoreIndex(store.root)._noise_file
+    noise_file.write_text("{}")
+    assert load_board(store.root) == again
+    assert computed == [2, 2, 1]
 
 
 def test_samples_are_those_of_the_episodes(store: ResultStore) -> None:
@@ -122,7 +166,7 @@ def test_samples_are_those_of_the_episodes(store: ResultStore) -> None:
     (record,) = _fill(store, folds=1)
     rows = store.rows(record)
     index = StoreIndex(store.root)
-    (samples,) = index.samples(index.entries()).values()
+    (samples,) = index.samples([entry.path for entry in index.entries()]).values()
     for number in (0, 1, SAMPLES - 1):
         ious = []
         for class_id in (3, 7):
@@ -130,7 +174,7 @@ def test_samples_are_those_of_the_episodes(store: ResultStore) -> None:
             times = weights(record.key.manifest_sha256, class_id, len(mine))[number]
             inter = sum(t * row.fg_intersection for t, row in zip(times, mine, strict=True))
             ious.append(inter / sum(t * row.fg_union for t, row in zip(times, mine, strict=True)))
-        assert samples[number] == pytest.approx(np.mean(ious), abs=1e-15)
+        assert samples.miou[number] == pytest.approx(np.mean(ious), abs=1e-15)
 
 
 def test_an_index_of_another_version_or_a_broken_one_is_made_again(
@@ -170,6 +214,9 @@ def test_the_board_has_intervals_around_the_means(store: ResultStore) -> None:
         low, high = row.interval
         assert row.miou is not None
         assert low < row.miou < high
+        low, high = row.fb_interval
+        assert row.fb_iou is not None
+        assert low < row.fb_iou < high
         assert len(row.fold_intervals) == 4
         for (low, high), miou in zip(row.fold_intervals, row.fold_miou, strict=True):
             assert miou is not None
@@ -220,7 +267,7 @@ def test_a_kept_board_is_the_same_and_light(store: ResultStore) -> None:
     root = Path(boards.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
     assert load_board(store.root) == made
-    assert made.tables == board(StoreIndex(store.root).entries(), StoreIndex(store.root).samples)
+    assert made.tables == board(StoreIndex(store.root).entries(), StoreIndex(store.root).noise)
 
 
 def test_a_kept_board_is_made_again_when_a_file_changes(store: ResultStore) -> None:
