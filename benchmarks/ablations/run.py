@@ -153,7 +153,9 @@ def _run_all(cells: Sequence[Cell], words: dict[str, list[str]], shots: Sequence
     for number, cell in enumerate(cells, 1):
         began, name = time.monotonic(), f"{cell.row}, fold {cell.fold}, seed {cell.seed}"
         try:
-            status = max(run_once(verb, list(arguments)) for verb, arguments in commands(cell, words[cell.row], shots, out))
+            status = max(
+                run_once(verb, list(arguments)) for verb, arguments in commands(cell, words[cell.row], shots, out)
+            )
         except UserError as error:
             status, name = 1, f"{name}: {error}"
         if status:
