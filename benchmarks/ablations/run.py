@@ -17,6 +17,7 @@ over the pairs. It is printed and kept in OUT/table.md, also while runs are miss
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -158,6 +159,7 @@ def _run_all(cells: Sequence[Cell], words: dict[str, list[str]], shots: Sequence
             )
         except UserError as error:
             status, name = 1, f"{name}: {error}"
+        gc.collect()  # a finished run's features, which its trainer and method keep alive in a circle
         if status:
             failed.append(name)
         print(f"== {number}/{len(cells)} {name}: {time.monotonic() - began:.0f} s", flush=True)
