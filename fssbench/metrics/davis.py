@@ -63,13 +63,16 @@ def boundary_radius(height: int, width: int) -> int:
 def merge_objects(logits: Mapping[int, np.ndarray]) -> np.ndarray:
     """One index map (H, W) uint8 from the logits (H, W) of each object of a frame (object id -> logits).
 
-    A pixel belongs to the object with the highest logit, if that is above 0, else to none (0); of equal logits the lower
-    id wins. So every pixel has one object, as the official scoring demands.
+    A pixel has the label that is most likely, objects taken for independent (fsdino.md 4): the object of the highest
+    probability p, unless background, the product of (1 - p) over all objects, is more likely. So every pixel has one label, as
+    the official scoring demands; of equal objects the lower id wins, and a single object is where its logit is above 0.
     """
     ids = sorted(logits)
-    stack = np.stack([logits[i] for i in ids])
-    best = stack.argmax(0)
-    return np.where(stack.max(0) > 0, np.array(ids, np.uint8)[best], 0).astype(np.uint8)
+    stack = np.stack([logits[i] for i in ids]).astype(np.float64)
+    best, top = stack.argmax(0), stack.max(0)
+    # log p - log background = logit of the best + sum over the others of log(1 + exp(logit)), exact where p rounds to 1
+    others = np.logaddexp(0, stack).sum(0) - np.logaddexp(0, top)
+    return np.where(top + others > 0, np.array(ids, np.uint8)[best], 0).astype(np.uint8)
 
 
 @dataclass(frozen=True)

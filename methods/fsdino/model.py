@@ -14,6 +14,7 @@ from methods.fsdino.adapter import Adapter, AdapterConfig
 from methods.fsdino.correlation import CorrConfig, CorrelationPrompt, token_signs
 from methods.fsdino.decoder import Decoder, DecoderConfig, SamParts, new_prompt_encoder
 from methods.fsdino.prompts import (
+    NoDensePrompt,
     PCSConfig,
     PrototypeConfig,
     SimilarityPrompt,
@@ -36,8 +37,9 @@ class FSDINONet(nn.Module):
         in_channels: D.
         early: name of the query features that the adapter reads.
         late: name of the query and support features that prototypes and similarities are taken from.
-        matched: names of the query and support features that are correlated, earliest first; not read with `pcs`.
-        dense: the dense prompt: prototype similarity (`pcs`), 4D correlation (`corr`) or the sum of `both`.
+        matched: names of the query and support features that are correlated, earliest first; read with `corr`, `both`.
+        dense: the dense prompt: prototype similarity (`pcs`), 4D correlation (`corr`), the sum of `both`, or `none`:
+            SAM's embedding of no mask.
         adapter, prototype, svp, pcs, corr, decoder: settings of the parts; `decoder.train` null counts as true,
             `corr.ce` null as false.
         train_adapter: train the adapter instead of keeping it frozen in eval mode.
@@ -55,7 +57,7 @@ class FSDINONet(nn.Module):
         late: str,
         matched: Sequence[str] = (),
         *,
-        dense: Literal["both", "pcs", "corr"] = "pcs",
+        dense: Literal["both", "pcs", "corr", "none"] = "pcs",
         adapter: AdapterConfig,
         prototype: PrototypeConfig,
         svp: SVPConfig,
@@ -80,12 +82,15 @@ class FSDINONet(nn.Module):
 
         self.adapter = Adapter(in_channels, decoder.width, adapter)
         self.svp = SparsePrompt(in_channels, decoder.width, svp)
-        self.pcs = SimilarityPrompt(decoder.width, pcs) if dense != "corr" else None
+        self.pcs = SimilarityPrompt(decoder.width, pcs) if dense in ("both", "pcs") else None
+        self.no_dense = NoDensePrompt(decoder.width) if dense == "none" else None
         self.decoder = Decoder(decoder)
         self._start_prompts(new_prompt_encoder(decoder.width))
         # last, so that one seed starts the other parts alike with and without it
         self.corr = (
-            CorrelationPrompt(len(self.matched), decoder.width, corr, recompute_correlation) if dense != "pcs" else None
+            CorrelationPrompt(len(self.matched), decoder.width, corr, recompute_correlation)
+            if dense in ("both", "corr")
+            else None
         )
         self.adapter.requires_grad_(train_adapter)
         self.decoder.requires_grad_(False)
@@ -102,13 +107,14 @@ class FSDINONet(nn.Module):
 
     def _start_prompts(self, prompt_encoder: PromptEncoder) -> None:
         self.svp.start_from(prompt_encoder)
-        if self.pcs is not None:
-            self.pcs.start_from(prompt_encoder)
+        for prompt in (self.pcs, self.no_dense):
+            if prompt is not None:
+                prompt.start_from(prompt_encoder)
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules by part, trained or not."""
         parts: dict[str, list[nn.Module | None]] = {
-            "prompts": [self.svp, self.pcs],
+            "prompts": [self.svp, self.pcs, self.no_dense],
             "correlation": [self.corr],
             "decoder": [self.decoder],
             "adapter": [self.adapter],
@@ -202,6 +208,8 @@ class FSDINONet(nn.Module):
         dense = [] if self.pcs is None else [self.pcs(query[self.late], prototypes[:, 0])]
         if self.corr is not None:
             dense.append(self.corr(matches))
+        if self.no_dense is not None:
+            dense.append(self.no_dense(embedding))
         return self.decoder(embedding, self.svp(prototypes[:, : self.tokens]), sum(dense[1:], dense[0]))
 
 

@@ -73,8 +73,8 @@ class FSDINO(FewShotMethod):
             prototypes nor in the correlation.
         kshot_merge: `feature` averages the shots' prototypes and correlation features, `logit` their logits, `vote`
             counts their masks.
-        dense: the dense prompt: prototype similarity (`pcs`), 4D correlation (`corr`) or the sum of `both`; null: as
-            the preset says (`pcs` for the compact models, else `both`).
+        dense: the dense prompt: prototype similarity (`pcs`), 4D correlation (`corr`), the sum of `both`, or `none`
+            (SAM's embedding of no mask); null: as the preset says (`pcs` for the compact models, else `both`).
         compile: let torch.compile make the network faster (needs a C++ compiler, and some minutes at the start).
         adapter: settings of the adapter.
         prototype: settings of the pooled prototype.
@@ -101,7 +101,7 @@ class FSDINO(FewShotMethod):
         mask_threshold: float = 0.5,
         support_ignore: Literal["background", "exclude"] = "background",
         kshot_merge: Literal["feature", "logit", "vote"] = "feature",
-        dense: Literal["both", "pcs", "corr"] | None = None,
+        dense: Literal["both", "pcs", "corr", "none"] | None = None,
         compile: bool = False,
         adapter: AdapterConfig = AdapterConfig(),  # noqa: B008 (frozen: safe to share)
         prototype: PrototypeConfig = PrototypeConfig(),  # noqa: B008
@@ -133,7 +133,7 @@ class FSDINO(FewShotMethod):
         self.image_size = image_size
         self.sam_weights, self.adapter_weights = sam_weights, adapter_weights
         self.optimisation, self.compiled = train, compile
-        correlated = () if dense == "pcs" else corr.blocks
+        correlated = corr.blocks if dense in ("both", "corr") else ()
         self.encoder = ViTEncoder(
             backbone,
             backbone_weights,
@@ -143,7 +143,7 @@ class FSDINO(FewShotMethod):
             pos_embed_resize=pos_embed_resize,
         )
         early, late, *matched = self.encoder.blocks
-        if len(set(matched)) < len(matched) or (dense != "pcs" and not matched):
+        if len(set(matched)) < len(matched) or (dense in ("both", "corr") and not matched):
             raise UserError(f"corr.blocks are {list(corr.blocks)}. Give one block or more, each of them once.")
         self.net = FSDINONet(
             self.encoder.embed_dim,

@@ -174,3 +174,20 @@ class SimilarityPrompt(nn.Module):
         cosine = self.scaled(cosine_map(query, prototype))[:, None]
         # The encoder halves the side twice.
         return self.encoder(F.interpolate(cosine, scale_factor=4, mode="bilinear", align_corners=False))
+
+
+class NoDensePrompt(nn.Module):
+    """In place of a dense prompt, SAM's embedding of no mask: the same vector everywhere, 256 parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(width))
+
+    @torch.no_grad()
+    def start_from(self, prompt_encoder: PromptEncoder) -> None:
+        """Start at SAM's own."""
+        self.embedding.copy_(prompt_encoder.no_mask_embed.weight[0])
+
+    def forward(self, like: Tensor) -> Tensor:
+        """The vector at every position of a map (B, C, h, w)."""
+        return self.embedding[:, None, None].expand_as(like)

@@ -179,12 +179,13 @@ def test_every_part_can_be_left_out() -> None:
     nets = [make_net(), make_net(svp=none), make_net(**FULL), make_net(**FULL, svp=none)]
     nets += [make_net(**{**FULL, "dense": "corr"}), make_net(**{**FULL, "dense": "corr"}, svp=none)]
     nets.append(make_net(dense="both", corr=CorrConfig(channels=(4, 8, 8), zero_init_head=False, ce=False)))
+    nets += [make_net(dense="none"), make_net(dense="none", svp=none)]
     outputs = [net(*episode()) for net in nets]
     for i, one in enumerate(outputs):
         assert one.isfinite().all()
         assert not any(torch.allclose(one, other, atol=1e-5) for other in outputs[:i])
-    assert [net.corr is None for net in nets] == [True, True, False, False, False, False, False]
-    assert [net.pcs is None for net in nets] == [False, False, False, False, True, True, False]
+    assert [net.corr is None for net in nets] == [True, True, False, False, False, False, False, True, True]
+    assert [net.pcs is None for net in nets] == [False, False, False, False, True, True, False, True, True]
     assert not list(nets[1].svp.parameters())
 
 

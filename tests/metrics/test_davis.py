@@ -85,10 +85,24 @@ def test_recall_and_decay() -> None:
         statistics([])
 
 
-def test_merge_takes_the_highest_logit_above_zero() -> None:
-    first = np.array([[3.0, -1.0, 1.0, 2.0]])
-    second = np.array([[2.0, -2.0, 5.0, 2.0]])
-    assert merge_objects({2: second, 1: first}).tolist() == [[1, 0, 2, 1]]
+def test_merge_takes_the_most_likely_label() -> None:
+    first = np.array([[3.0, -1.0, 1.0, 2.0, 90.0]])
+    second = np.array([[2.0, -2.0, 5.0, 2.0, 99.0]])
+    assert merge_objects({2: second, 1: first}).tolist() == [[1, 0, 2, 1, 2]]
+
+    logits = np.random.default_rng(0).normal(-1, 2, (3, 20, 30))
+    p = 1 / (1 + np.exp(-logits))
+    expected = np.concatenate([np.prod(1 - p, 0, keepdims=True), p]).argmax(0)
+    merged = merge_objects(dict(enumerate(logits, 1)))
+    assert (merged == expected).all()
+    assert set(np.unique(merged)) == {0, 1, 2, 3}
+    assert ((merged > 0) & (logits.max(0) < 0)).any(), "two likely objects outweigh the background together"
+
+
+def test_merging_one_object_is_thresholding_it() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (20, 30)).astype(np.float32)
+    logits[0, :4] = (0, 1e-30, -1e-30, 1e-8)
+    assert (merge_objects({4: logits}) == 4 * (logits > 0)).all()
 
 
 def sequence(moves: list[int]) -> list[np.ndarray]:
