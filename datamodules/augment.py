@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from datamodules.crops import CropAugmentation
-from fssbench.episode import IGNORE
+from fssbench.episode import AUGMENTED, IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network at import
 
@@ -59,3 +59,15 @@ def augment(pipeline: Any, image: np.ndarray, mask: np.ndarray, seed: int) -> tu
     pipeline.set_random_seed(seed)
     changed = pipeline(image=image, mask=mask)
     return changed["image"], changed["mask"]
+
+
+def variant(name: Augmentation, before: np.ndarray, after: np.ndarray, seed: int) -> str:
+    """What sets an augmented image apart from the plain one in its key, so that equal keys mean equal images.
+
+    A flip has two outcomes, whose frozen features are worth keeping; other changes are hardly seen twice.
+    """
+    if name == "none":
+        return ""
+    if name == "flip":
+        return "" if np.array_equal(before, after) else "|flipped"
+    return f"{AUGMENTED}{seed}"

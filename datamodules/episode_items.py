@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.augment import augment
+from datamodules.augment import Augmentation, augment, make_augmentation, variant
 from datamodules.squares import Squares
-from fssbench.episode import AUGMENTED, IGNORE, EpisodeBatch
+from fssbench.episode import IGNORE, EpisodeBatch
 from fssbench.protocols.manifest import Episode, Manifest
 
 
@@ -24,12 +23,13 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
         classes: dict[int, list[str]],
         shot: int,
         seed: int,
-        pipeline: Any,
+        augmentation: Augmentation = "none",
         void_is_background: bool = False,
     ) -> None:
         self.void_is_background = void_is_background
         self.squares, self.classes, self.shot = squares, classes, shot
-        self.seed, self.pipeline = seed, pipeline
+        self.seed, self.augmentation = seed, augmentation
+        self.pipeline = make_augmentation(augmentation, squares.side)
         self._class_ids = sorted(classes)
 
     def draw(self, epoch: int, index: int) -> tuple[Episode, np.random.Generator]:
@@ -44,21 +44,17 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
         epoch, index = position
         episode, generator = self.draw(epoch, index)
         seeds = generator.integers(2**31, size=self.shot + 1)
-        pairs = []
-        for key, seed in zip((episode.query, *episode.supports), seeds, strict=True):
+        pairs, keys = [], []
+        for key, seed in zip((episode.query, *episode.supports), seeds.tolist(), strict=True):
             if getattr(self.pipeline, "original_size", False):
                 image, mask = self.squares.original(key, episode.class_id)
             else:
                 image, mask, _ = self.squares.read(key, episode.class_id)
-            pairs.append(augment(self.pipeline, image, mask, int(seed)))
+            pairs.append(augment(self.pipeline, image, mask, seed))
+            # an augmented image is another image: its key must not find the features of the plain one
+            keys.append(key + variant(self.augmentation, image, pairs[-1][0], seed))
         batch = _batch_of_one(episode, index, pairs, None, self.void_is_background)
-        if self.pipeline is None:
-            return batch
-        # an augmented image is another image: its key must not find the features of the plain one
-        query, *supports = (
-            f"{key}{AUGMENTED}{seed}" for key, seed in zip((episode.query, *episode.supports), seeds, strict=True)
-        )
-        return replace(batch, query_key=[query], support_keys=[tuple(supports)])
+        return replace(batch, query_key=keys[:1], support_keys=[tuple(keys[1:])])
 
 
 class ManifestEpisodes(Dataset[EpisodeBatch]):

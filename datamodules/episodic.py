@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Augmentation, make_augmentation
+from datamodules.augment import Augmentation
 from datamodules.episode_items import ManifestEpisodes, TrainingEpisodes
 from datamodules.parallel import default_workers
 from datamodules.policies import for_training, training_lists
@@ -257,8 +257,9 @@ class EpisodicDataModule(LightningDataModule, ABC):
         count = len(images) if self.episodes_per_epoch is None else self.episodes_per_epoch
         void_is_background = self._void_is_background and self.training_policy != "ignore-pixels"
         squares = self._squares(for_training(self.dataset, self.fold, self.training_policy))
-        pipeline = make_augmentation(self.augment, squares.side)
-        source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline, void_is_background)
+        source = TrainingEpisodes(
+            squares, self.training_classes, self.shot, self.seed, self.augment, void_is_background
+        )
         return self._loader(source, count, self.batch_size, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:

@@ -152,12 +152,28 @@ def test_each_distinct_image_is_encoded_once_and_no_score_depends_on_it(tmp_path
     assert method.scores == scored(FreeMethod(), tmp_path).scores
 
 
-def test_augmented_images_have_keys_of_their_own() -> None:
-    data = Toy(image_size=8, batch_size=8, episodes_per_epoch=16, augment="flip")
+@pytest.mark.parametrize("augment", ["none", "flip", "standard"])
+def test_equal_keys_of_training_images_mean_equal_images(augment: str) -> None:
+    data = Toy(image_size=8, batch_size=8, episodes_per_epoch=32, augment=augment)
+    data.prepare_data()
     data.setup("fit")
-    keys = [key for batch in data.train_dataloader() for key in batch.query_key]
-    assert all("#" in key for key in keys)
-    assert len(set(keys)) == 16
+    images: dict[str, list[Tensor]] = {}
+    for batch in data.train_dataloader():
+        for key, image in zip(batch.query_key, batch.query_image, strict=True):
+            images.setdefault(key, []).append(image)
+        for keys, supports in zip(batch.support_keys, batch.support_images, strict=True):
+            for key, image in zip(keys, supports, strict=True):
+                images.setdefault(key, []).append(image)
+    assert all(torch.equal(image, same[0]) for same in images.values() for image in same)
+    plain = [key for key in images if "|" not in key and "#" not in key]
+    flipped = [key for key in images if key.endswith("|flipped")]
+    assert bool(plain) == (augment != "standard")
+    assert bool(flipped) == (augment == "flip")
+    if augment == "flip":  # two outcomes each, so that their features are found again
+        assert max(map(len, images.values())) > 1
+        pairs = [(images[key][0], images[f"{key}|flipped"][0]) for key in plain if f"{key}|flipped" in images]
+        assert pairs
+        assert all(torch.equal(one.flip(-1), other) for one, other in pairs)
 
 
 def test_the_hash_of_the_weights_sees_every_value() -> None:
