@@ -16,7 +16,7 @@ from datamodules.parts import AnnotatedObject, PartIndex, PartsDataset, load_par
 from datamodules.places import data_root
 from fssbench.dataset import Split
 from fssbench.errors import TooFewImages, UserError
-from fssbench.files import sha256_file
+from fssbench.files import sha256_file, sha256_text
 
 
 class PACOPartDataset(PartsDataset):
@@ -93,7 +93,10 @@ class PACOPartDataset(PartsDataset):
         if not self._images.is_dir():
             raise UserError(f"The image folder {self._images} does not exist. Put COCO's train2017 and val2017 there.")
         path = self._files[split]
-        return load_parts(_objects(path, set(self.class_names)), self.class_names, sha256_file(path), path)
+        digest = sha256_text(
+            f"{sha256_file(path)} {sorted(self.class_names)}"
+        )  # the training file says which are classes
+        return load_parts(_objects(path, set(self.class_names)), self.class_names, digest, path)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
