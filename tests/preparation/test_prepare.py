@@ -190,6 +190,7 @@ def test_missing_sources_say_where_to_get_them(tmp_path: Path, capsys: pytest.Ca
     assert "Get VOCtrainval_11-May-2012.tar from http" in error_of(capsys, "pascal5i", "--root", tmp_path / "a")
     assert "does not exist" in error_of(capsys, "pascal5i", "--root", tmp_path / "b", "--from", tmp_path / "none")
     assert "Did you mean 'pascal5i'" in error_of(capsys, "pascal5")
+    assert "lvis92i needs no preparation" in error_of(capsys, "lvis92i")
 
 
 def test_a_wrong_or_cut_archive(archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
