@@ -52,6 +52,7 @@ class LVIS92iDataset(FewShotDataset):
         self._images = root / images
         self._files: dict[Split, Path] = {"test": root / test_annotations, "train": root / train_annotations}
         self._indices: dict[Split, CocoIndex] = {}
+        self._positions: dict[Split, dict[str, int]] = {}
         self.min_pixels = max(1, min_pixels)
         self.image_filter = "not-empty" if self.min_pixels == 1 else f"min-pixels-{min_pixels}"
         self.class_names = dict(sorted(self._index("test").categories.items()))
@@ -111,22 +112,18 @@ class LVIS92iDataset(FewShotDataset):
                 raise UserError(
                     f"{path} does not exist. Unpack {path.name}.zip of lvisdataset.org there, or set the path of the annotations."
                 )
-            self._indices[split] = load_index(path)
             if not self._images.is_dir():
                 raise UserError(
                     f"The image folder {self._images} does not exist. Put COCO's train2017 and val2017 there."
                 )
+            self._indices[split] = load_index(path)
+            self._positions[split] = {name: i for i, name in enumerate(self._indices[split].names)}
         return self._indices[split]
-
-    @cached_property
-    def _positions(self) -> dict[Split, dict[str, int]]:
-        return {}
 
     def _find(self, key: str) -> tuple[Split, int]:
         for split, path in self._files.items():
             if split in self._indices or path.is_file():
-                if split not in self._positions:
-                    self._positions[split] = {name: i for i, name in enumerate(self._index(split).names)}
+                self._index(split)
                 if key in self._positions[split]:
                     return split, self._positions[split][key]
         raise UserError(f"LVIS-92i has no image '{key}'. Build the episodes again from these files.")

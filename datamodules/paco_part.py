@@ -16,7 +16,7 @@ from datamodules.parts import AnnotatedObject, PartIndex, PartsDataset, load_par
 from datamodules.places import data_root
 from fssbench.dataset import Split
 from fssbench.errors import TooFewImages, UserError
-from fssbench.files import sha256_file
+from fssbench.files import sha256_file, sha256_text
 
 
 class PACOPartDataset(PartsDataset):
@@ -93,17 +93,21 @@ class PACOPartDataset(PartsDataset):
         if not self._images.is_dir():
             raise UserError(f"The image folder {self._images} does not exist. Put COCO's train2017 and val2017 there.")
         path = self._files[split]
-        return load_parts(_objects(path, set(self.class_names)), self.class_names, sha256_file(path), path)
+        classes = set(self.class_names)
+        digest = sha256_text(f"{_sha256(path)} {sorted(classes)}")  # the training file says which are classes
+        return load_parts(lambda: _objects(path, classes), self.class_names, digest, path)
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Unpack paco_lvis_v1.zip there, or set the path of the annotations.")
+    return sha256_file(path)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: list(content[name]) for name in ("images", "annotations", "categories")}
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist. Unpack paco_lvis_v1.zip there, or set the path of the annotations."
-        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _wrong(path, error) from None
 
@@ -131,9 +135,7 @@ def _part_classes(path: Path) -> dict[int, str]:
             )
         return {"names": np.frombuffer(json.dumps(sorted(names.items())).encode(), np.uint8)}
 
-    if not path.is_file():
-        _read(path)  # says what is missing
-    arrays = cached_arrays(f"paco-classes-{sha256_file(path)}", make, f"Reading {path}")
+    arrays = cached_arrays(f"paco-classes-{_sha256(path)}", make, f"Reading {path}")
     return dict(json.loads(arrays["names"].tobytes()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,13 +80,17 @@ class PartIndex:
         return {c: dict(sorted(photographs.items())) for c, photographs in found.items()}
 
 
-def load_parts(objects: list[AnnotatedObject], classes: dict[int, str], digest: str, source: Path) -> PartIndex:
-    """The parts of `objects`, from the cache or drawn on all cores and cached under `digest` (of the files behind them).
+def load_parts(
+    read: Callable[[], list[AnnotatedObject]], classes: dict[int, str], digest: str, source: Path
+) -> PartIndex:
+    """The parts of the objects that `read` gives: from the cache, or read, drawn on all cores and cached under `digest`, which
+    is that of the files behind them.
 
     Raises `UserError`, naming `source`, where a part's segmentation does not fit its photograph.
     """
 
     def make() -> dict[str, np.ndarray]:
+        objects = read()
         drawn = parallel_map(partial(_draw, source), objects, f"cutting out the parts of {source.name}", "object")
         places = np.array([(o.kind, *o.size, *_inside(o)) for o in objects], np.int32).reshape(-1, 7)
         sizes = places[:, [6, 5]] - places[:, [4, 3]]

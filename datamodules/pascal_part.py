@@ -111,9 +111,12 @@ class PASCALPartDataset(PartsDataset):
             digest.update(f"{path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
         classes = {names: c for c, names in self._objects.items()}
         kinds = {name: _number(self._kinds, name) for name, _ in classes}
-        found = parallel_map(partial(_read_objects, classes, kinds), files, "reading PASCAL-Part's annotations")
-        objects = [one for several in found for one in several]
-        return load_parts(objects, self.class_names, digest.hexdigest(), self.source(split))
+
+        def read() -> list[AnnotatedObject]:
+            found = parallel_map(partial(_read_objects, classes, kinds), files, "reading PASCAL-Part's annotations")
+            return [one for several in found for one in several]
+
+        return load_parts(read, self.class_names, digest.hexdigest(), self.source(split))
 
 
 _Lists = dict[str, dict[str, dict[str, dict[str, list[str]]]]]

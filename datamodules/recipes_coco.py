@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.coco20i import COCO20iDataset
 from datamodules.coco_index import load_index
+from fssbench.dataset import Split
 from fssbench.errors import UserError
 from fssbench.preparation.fetch import Source
 from fssbench.preparation.seal import Report
-from fssbench.protocols.known import LISTS
+from fssbench.protocols.known import COCO_TRN_IMAGES, COCO_VAL_IMAGES, LISTS
 from fssbench.protocols.lists import list_sha256
 
 _SINGLE = ("images", "annotations/instances.json")
@@ -98,7 +100,11 @@ def check(root: Path, training: bool, complete: bool) -> Report:
             report.notes += data.skipped if fold == 0 and partition == "interleaved" else []
     for protocol in ("hsnet-compat", "bam-compat"):
         if (root / "lists" / protocol).is_dir():
-            _compare(report, _dataset(root, protocol), protocol, complete)
+            data = _dataset(root, protocol)
+            _compare(report, data, protocol, complete)
+            if complete and protocol == "hsnet-compat":
+                report.notes.append(by_class(data, "test", COCO_VAL_IMAGES))
+                report.notes += [by_class(data, "train", COCO_TRN_IMAGES)] if training else []
         else:
             report.notes.append(
                 f"{protocol}: the order of images is not here (lists/{protocol}/val.txt), so it cannot run."
@@ -125,3 +131,21 @@ def _compare(report: Report, data: COCO20iDataset, protocol: str, complete: bool
                 f"{protocol} fold {fold}: {len(pairs)} pairs are built, the published list has {known[fold].entries}; it was "
                 "made from PNG masks whose renderer is unknown. For its very episodes give the list itself (data.lists)."
             )
+
+
+def by_class(data: COCO20iDataset, split: Split, published: Sequence[int]) -> str:
+    """In which classes the lists of a split have more or fewer images than the published ones, in one line.
+
+    published  images of each class, ascending
+    """
+    counts = (
+        (data.class_names[c], len(data.candidates(c, split)), n)
+        for c, n in zip(sorted(data.class_names), published, strict=True)
+    )
+    different = [f"{name} {found - n:+} of {n}" for name, found, n in counts if found != n]
+    lists = f"hsnet-compat {split} lists, images per class"
+    if not different:
+        return f"{lists}: as many as in the published lists, in all {len(published)} classes."
+    return (
+        f"{lists}: {len(published) - len(different)} of {len(published)} classes as published; {', '.join(different)}."
+    )

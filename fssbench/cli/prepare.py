@@ -36,7 +36,12 @@ def run(verb: str, arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing: check again what was signed off")
     options = parser.parse_args(arguments)
     from datamodules.recipes import RECIPES
+    from fssbench.cli.configs import known_configs
 
+    if f"data/{options.dataset}.yaml" in known_configs() and options.dataset not in RECIPES:
+        raise UserError(
+            f"{options.dataset} needs no preparation: its files are read as they are. docs/data.md says what its folder must hold."
+        )
     if options.dataset not in RECIPES:
         raise UserError(f"Unknown data set '{options.dataset}'.{nearest(options.dataset, RECIPES)}")
     recipe = RECIPES[options.dataset]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fssbench.results.draws import DRAWS, MeanTable, over_draws
 from fssbench.results.leaderboard import Row, Table
 from fssbench.results.published import Published
 from fssbench.results.record import counted_at
@@ -42,7 +43,7 @@ def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True, 
         found.append(_board(table, wide) if show == "board" else views[show](table))
         if reported and show == "board" and table.reported:
             found.append(reported_grid(table))
-    return found
+    return [*found, *map(_mean_grid, over_draws(tables))] if show == "board" else found
 
 
 def title(table: Table) -> str:
@@ -94,6 +95,22 @@ def _scores(table: Table) -> Grid:
     ]  # fmt: skip
     columns = ["#", "method", "config", "mIoU", "95 %", "FB-IoU", "FB 95 %", "episodes"]
     return Grid(title(table), "mean over the folds, with its interval", columns, rows, _notes(table))
+
+
+def _mean_grid(means: MeanTable) -> Grid:
+    first = means.first
+    columns = ["method", "config", "seed", *(f"fold{fold}" for fold in range(first.n_folds)), "mIoU", "sd", "FB-IoU"]
+    rows = [
+        [row.method, row.config_hash[:8], str(row.seed), *map(percent, row.fold_miou), percent(row.miou),
+         percent(row.deviation), percent(row.fb_iou)]
+        for row in means.rows
+    ]  # fmt: skip
+    draws = len(DRAWS[means.protocol])
+    heading = (
+        f"{first.dataset}, {means.protocol} v{first.protocol_version}, mean of {draws} draws, {first.shot}-shot, scored at "
+        f"{counted_at(first.resolution)}, track {first.track}"
+    )
+    return Grid(heading, f"means over the {draws} draws; sd is that of the draws' mIoU", columns, rows, [])
 
 
 def _folds(table: Table) -> Grid:

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules import recipes, recipes_pascal
+from datamodules import recipes, recipes_coco, recipes_pascal
+from datamodules.coco20i import COCO20iDataset
 from datamodules.pascal5i import PASCAL5i, PASCAL5iDataset
 from fssbench.cli import main
 from fssbench.images import read_index_mask
 from fssbench.preparation.seal import read_prepared
+from fssbench.protocols.known import COCO_TRN_IMAGES, COCO_VAL_IMAGES, LISTS
 from tests.data.coco import make_coco
 from tests.data.davis import make_davis
 from tests.data.fss1000 import CLASSES, make_fss1000
@@ -188,6 +190,7 @@ def test_missing_sources_say_where_to_get_them(tmp_path: Path, capsys: pytest.Ca
     assert "Get VOCtrainval_11-May-2012.tar from http" in error_of(capsys, "pascal5i", "--root", tmp_path / "a")
     assert "does not exist" in error_of(capsys, "pascal5i", "--root", tmp_path / "b", "--from", tmp_path / "none")
     assert "Did you mean 'pascal5i'" in error_of(capsys, "pascal5")
+    assert "lvis92i needs no preparation" in error_of(capsys, "lvis92i")
 
 
 def test_a_wrong_or_cut_archive(archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +237,18 @@ def test_coco_and_fss1000(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     make_fss1000(tmp_path / "fss")
     (tmp_path / "fss/test.txt").write_text("\n".join(CLASSES[:3]))
     assert main(["prepare", "fss1000", "--root", str(tmp_path / "fss"), "--subset"]) == 0
+
+
+def test_differences_from_the_published_coco_lists_are_told_by_class(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    data = COCO20iDataset(tmp_path)
+    counts = [3] * 8 + [0] * 72
+    assert recipes_coco.by_class(data, "test", counts).endswith("as many as in the published lists, in all 80 classes.")
+    counts[0], counts[9] = 5, 1
+    told = recipes_coco.by_class(data, "train", counts)
+    assert told.endswith("78 of 80 classes as published; person -2 of 5, traffic light -1 of 1.")
+    assert (sum(COCO_VAL_IMAGES), sum(COCO_TRN_IMAGES)) == (82573, 170491)
+    assert [sum(COCO_VAL_IMAGES[fold::4]) for fold in range(4)] == [k.entries for k in LISTS["coco-20i", "hsnet-val"]]
 
 
 def test_every_recipe_names_its_sources() -> None:
