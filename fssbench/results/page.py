@@ -5,6 +5,7 @@ Each number links to its record on the page: what it is, where it comes from, an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -55,6 +56,7 @@ def page(root: str | Path, board: Board, galleries: Sequence[Gallery] = (), repo
         *([] if tables else ["<p>No results.</p>"]),
         _galleries(galleries),
         _records(Path(root), tables),
+        _failed(board),
         _damaged(board),
         _reading(),
         "</main>",
@@ -220,7 +222,7 @@ def _record(root: Path, table: Table, row: Row, fold: int) -> str:
     path = row.records[fold]
     classes = [c for c in row.cells() if c.fold == fold]
     ious = "; ".join(f"{escape(c.name)} {percent(c.iou)} ({c.episodes} episodes)" for c in classes)
-    again = "" if row.external else _command(f"fssbench replay {root / path}")
+    again = "" if row.external else _command(f"fssbench replay {shlex.quote(str(root / path))}")
     told = {
         "mIoU": f"{percent(row.fold_miou[fold])}, 95 % {span(row.fold_intervals[fold])}",
         "classes": ious,
@@ -236,7 +238,7 @@ def _record(root: Path, table: Table, row: Row, fold: int) -> str:
         "made by": "another program; the masks were counted by fssbench" if row.external else "fssbench",
         "record": f"<code>{escape(str(root / path))}</code>",
         "run it again": again or "the masks of another program can only be counted again",
-        "more": _command(f"fssbench explain {root / path}"),
+        "more": _command(f"fssbench explain {shlex.quote(str(root / path))}"),
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in told.items())
     head = f"{escape(row.name)}: {escape(table.dataset)} fold {fold}, {table.shot}-shot, seed {row.seed}"
@@ -273,6 +275,17 @@ def _damaged(board: Board) -> str:
         return ""
     items = "".join(f"<li>{escape(reason)}</li>" for _, reason in board.damaged)
     return f"<section><h2>Left out: damaged records</h2><ul>{items}</ul></section>"
+
+
+def _failed(board: Board) -> str:
+    if not board.failed:
+        return ""
+    items = "".join(
+        f"<li>{escape(f.name)}: {escape(f.reason)} <span class=\"soft\">{escape(f.when)}</span>"
+        f"{_command(shlex.join(('fssbench', *f.arguments)))}</li>"
+        for f in board.failed
+    )
+    return f'<section id="failed"><h2>Failed runs</h2><ul>{items}</ul></section>'
 
 
 def _reading() -> str:

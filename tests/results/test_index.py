@@ -198,8 +198,8 @@ def test_without_a_cache_folder_everything_works(store: ResultStore, monkeypatch
 
 
 def test_an_empty_and_an_absent_folder_have_an_empty_board(tmp_path: Path) -> None:
-    assert load_board(tmp_path) == ([], [])
-    assert load_board(tmp_path / "absent") == ([], [])
+    assert load_board(tmp_path) == ([], [], [])
+    assert load_board(tmp_path / "absent") == ([], [], [])
 
 
 # -- the board --------------------------------------------------------------------------------------------------------
