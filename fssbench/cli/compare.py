@@ -33,14 +33,14 @@ def run(verb: str, arguments: list[str]) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--shots", type=int, nargs="+", help="only these numbers of supports")
     parser.add_argument("--seed", type=int, help="only runs with this seed")
-    parser.add_argument("--episodes", type=int, default=10, help="most different episodes to list (default: 10)")
+    parser.add_argument("--top", type=int, default=10, help="episodes to list where A and B differ most (default: 10)")
     parser.add_argument("--format", choices=["text", "md", "json"], default="text", help="default: text")
     options = parser.parse_args(arguments)
     from fssbench.cli.leaderboard import columns
     from fssbench.results import rendering
     from fssbench.results.comparison import compare
 
-    found = compare(_results(options.a, options), _results(options.b, options), options.episodes)
+    found = compare(_results(options.a, options), _results(options.b, options), options.top)
     if options.format == "json":
         print(json.dumps([to_json(comparison) for comparison in found], indent=2, ensure_ascii=False))
         return 0

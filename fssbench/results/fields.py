@@ -222,7 +222,7 @@ def _fits(hint: Any) -> Callable[[Any], bool]:
         keys, values = _fit_all(args[0]), _fit_all(args[1])
         return lambda value: isinstance(value, dict) and keys(value) and values(value.values())
     if hint is float:
-        return lambda value: type(value) in (float, int) and math.isfinite(value) or _is_other_float(value)
+        return lambda value: (type(value) in (float, int) and math.isfinite(value)) or _is_other_float(value)
     if hint is int:
         return lambda value: isinstance(value, int) and not isinstance(value, bool)
     return lambda value: isinstance(value, hint)
@@ -237,7 +237,9 @@ def _fit_all(hint: Any) -> Callable[[Collection[Any]], bool]:
     """Whether all items are of a type: a look at the set of their types decides nearly always."""
     exact, fits = _exact(hint), _fits(hint)
     if hint is float:
-        return lambda items: {*map(type, items)} == {float} and all(map(math.isfinite, items)) or all(map(fits, items))
+        return lambda items: (
+            ({*map(type, items)} == {float} and all(map(math.isfinite, items))) or all(map(fits, items))
+        )
     return lambda items: {*map(type, items)} <= exact or all(map(fits, items))
 
 

@@ -178,7 +178,7 @@ def _reported(table: Table, result: Published) -> str:
     )
     cells = [
         "<td></td>", f'<th scope="row" class="word" title="{escape(where)}">{name}</th>',
-        *(f"<td>{value or '-'}</td>" for value in folds), f"<td>{result.miou}</td>", '<td data-value=""></td>',
+        *(f"<td>{value or '-'}</td>" for value in folds), f"<td>{result.miou or '-'}</td>", '<td data-value=""></td>',
         f"<td>{result.fb_iou or '-'}</td>", *['<td data-value=""></td>'] * 4,
         f'<td class="word">{escape(where)}</td>', f'<td class="word">{escape(protocol)}</td>',
     ]  # fmt: skip
@@ -281,7 +281,7 @@ def _failed(board: Board) -> str:
     if not board.failed:
         return ""
     items = "".join(
-        f"<li>{escape(f.name)}: {escape(f.reason)} <span class=\"soft\">{escape(f.when)}</span>"
+        f'<li>{escape(f.name)}: {escape(f.reason)} <span class="soft">{escape(f.when)}</span>'
         f"{_command(shlex.join(('fssbench', *f.arguments)))}</li>"
         for f in board.failed
     )

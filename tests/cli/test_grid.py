@@ -320,7 +320,9 @@ sys.stdin.read()
 """
 
 
-def test_a_cell_that_another_process_runs_is_left_alone(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_another_process_runs_is_left_alone(
+    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["test", *TOY, "--folds", "0", "1"]
     assert main(arguments) == 0
     (key, _) = (record.key for record in ResultStore("results").read_all().records)
@@ -340,7 +342,9 @@ def test_a_cell_that_another_process_runs_is_left_alone(cells: list[list[str]], 
     assert ResultStore("results").claim(key) is not None, "given up after the run"
 
 
-def test_a_failed_run_is_on_the_board_until_it_succeeds(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_is_on_the_board_until_it_succeeds(
+    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["test", *TOY, "--model.bias", "0.4", "--folds", "0", "1"]
     Path("config.yaml").write_text("data: {init_args: {batch_size: 0}}\n")
     assert main([*arguments, "--config", "config.yaml"]) == 1

@@ -124,7 +124,7 @@ def test_two_methods_are_compared_by_name_record_or_folder(here: Path, capsys: O
     assert "not shared" not in outs[0]
     assert main(["compare", *(str(path / "fold0_shot1_seed0.json") for path in paths.values()), "--format", "md"]) == 0
     assert "1 of 2 folds are not shared" in capsys.readouterr().out
-    assert main(["compare", "one", "two", "--format", "json", "--episodes", "2"]) == 0
+    assert main(["compare", "one", "two", "--format", "json", "--top", "2"]) == 0
     (content,) = json.loads(capsys.readouterr().out)
     assert len(content["most_different"]) == 2
     assert "Did you mean 'two'?" in error_line(capsys, ["compare", "one", "tow"])
