@@ -151,9 +151,16 @@ class _Plan(NamedTuple):
     """Field -> its `_reviver`, where it has one."""
 
 
-@cache
+_PLANS: dict[Any, _Plan] = {}
+
+
 def _plan(kind: Any) -> _Plan:
-    hints = _hints(kind)
+    if kind not in _PLANS:
+        _PLANS[kind] = _made_plan(_hints(kind))
+    return _PLANS[kind]
+
+
+def _made_plan(hints: dict[str, Any]) -> _Plan:
     scalars = {name: hint for name, hint in hints.items() if _exact(hint)}
     others = [(name, hint, _fits(hint)) for name, hint in hints.items() if name not in scalars]
     revivers = {name: _reviver(hint) for name, hint in hints.items()}

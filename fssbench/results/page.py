@@ -118,10 +118,12 @@ def _table(number: int, table: Table, reported: bool) -> str:
         f'<th scope="col">95 % interval<br><span class="soft">{100 * low:.0f} to {100 * high:.0f}</span></th>',
         _th("FB-IoU"), _th("params", "weights, frozen ones included"), _th("trained", "weights that were trained"),
         _th("s/ep", "seconds per episode", first="ascending"), _th("GiB", "largest memory", first="ascending"),
-        _th("device or source", word=True), _th("protocol", word=True),
     ]  # fmt: skip
-    rows = [_row(table, row, (low, high)) for row in table.rows]
-    rows += [_reported(table, result) for result in table.reported] if reported else []
+    results = table.reported if reported else ()
+    told = bool(results) or "device" not in facts(table)  # else the heading says it all
+    heads += [_th("device or source", word=True), _th("protocol", word=True)] if told else []
+    rows = [_row(table, row, (low, high), told) for row in table.rows]
+    rows += [_reported(table, result) for result in results]
     unranked = [f"{row.name} seed {row.seed}: not ranked, {row.note}." for row in table.unranked]
     notes = f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in unranked)}</ul>' if unranked else ""
     data = " ".join(f'data-{name}="{escape(str(getattr(table, name)))}"' for name in ("dataset", "shot", "track"))
@@ -142,7 +144,8 @@ def _th(text: str, meaning: str = "", word: bool = False, first: str = "descendi
     return f'<th scope="col"{kind} data-first="{first}"><button type="button"{meaning}>{text}</button></th>'
 
 
-def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
+def _row(table: Table, row: Row, bounds: tuple[float, float], told: bool) -> str:
+    """A measured row; `told` adds its device and protocol."""
     folds = [
         _td(percent(value), value, _record_id(row.records.get(fold)), span(row.fold_intervals[fold]))
         for fold, value in enumerate(row.fold_miou)
@@ -158,12 +161,14 @@ def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
     low = row.interval[0] if row.interval else None
     cells = [
         _td(rank(table, row), row.rank), f'<th scope="row" class="word">{name}</th>', *folds, mean,
-        f'<td data-value="{_plain(low)}">{bar}<span class="{"skip" if bar else ""}">{span(row.interval)}</span></td>',
+        f'<td data-value="{_plain(low)}">{bar}<span class="soft small">{span(row.interval)}</span></td>',
         _td(percent(row.fb_iou), row.fb_iou, _record_id(own), after=span(row.fb_interval)), _td(count(row.parameters), row.parameters),
         _td(count(row.trained_parameters), row.trained_parameters),
         _td(seconds(row.seconds_per_episode), row.seconds_per_episode), _td(gibibytes(row.peak_memory), row.peak_memory),
-        f'<td class="word">{"" if "device" in facts(table) else escape(", ".join(row.devices))}</td>', f'<td class="word">{escape(table.protocol)}</td>',
     ]  # fmt: skip
+    if told:
+        device = "" if "device" in facts(table) else ", ".join(row.devices)
+        cells += [f'<td class="word">{escape(text)}</td>' for text in (device, table.protocol)]
     kind = ' class="unranked"' if row.rank is None else ""
     return f"<tr{kind}>{''.join(cells)}</tr>"
 
