@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,16 @@ def run(verb: str, arguments: list[str]) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--shots", type=int, nargs="+", help="only these numbers of supports")
     parser.add_argument("--seed", type=int, help="only runs with this seed")
-    parser.add_argument("--episodes", type=int, default=10, help="most different episodes to list (default: 10)")
+    parser.add_argument("--top", type=int, default=10, help="episodes to list where A and B differ most (default: 10)")
     parser.add_argument("--format", choices=["text", "md", "json"], default="text", help="default: text")
     options = parser.parse_args(arguments)
+    if options.top < 0:
+        raise UserError(f"--top is {options.top}, expected 0 or more episodes.")
     from fssbench.cli.leaderboard import columns
     from fssbench.results import rendering
     from fssbench.results.comparison import compare
 
-    found = compare(_results(options.a, options), _results(options.b, options), options.episodes)
+    found = compare(_results(options.a, options), _results(options.b, options), options.top)
     if options.format == "json":
         print(json.dumps([to_json(comparison) for comparison in found], indent=2, ensure_ascii=False))
         return 0
@@ -53,21 +56,34 @@ def _results(name: str, options: argparse.Namespace) -> list[Result]:
     """The records that a name means, with their tables."""
     path = Path(name)
     if path.is_file():
-        found = [(read_record(path), path)]
-    elif path.is_dir():
-        found = [(read_record(file), file) for file in sorted(path.rglob("fold*_shot*_seed*.json"))]
+        wanted = [result for result in [_result(path, options)] if result]
     else:
-        found = _of_method(name, options.results)
-    wanted = [(record, file) for record, file in found if _wanted(record, options)]
+        files = sorted(path.rglob("fold*_shot*_seed*.json")) if path.is_dir() else _of_method(name, options.results)
+        wanted = [result for file in files if (result := _usable(file, options))]
     if not wanted:
         raise UserError(
             f"'{name}' has no results with the wanted data set, shots and seed. See `fssbench leaderboard`."
         )
-    return [(record, read_table(file.with_suffix(".parquet"))) for record, file in wanted]
+    return wanted
 
 
-def _of_method(name: str, root: Path) -> list[tuple[ResultRecord, Path]]:
-    """Results of a method, `METHOD` or `METHOD@HASH`."""
+def _result(path: Path, options: argparse.Namespace) -> Result | None:
+    """A record with its table, where it is one of those wanted."""
+    record = read_record(path)
+    return (record, read_table(path.with_suffix(".parquet"))) if _wanted(record, options) else None
+
+
+def _usable(path: Path, options: argparse.Namespace) -> Result | None:
+    """The same of a folder's file; a damaged one is named on stderr and left out, as on the board."""
+    try:
+        return _result(path, options)
+    except UserError as error:
+        print(f"fssbench: left out {path}: {error}", file=sys.stderr)
+        return None
+
+
+def _of_method(name: str, root: Path) -> list[Path]:
+    """Records of a method, `METHOD` or `METHOD@HASH`."""
     paths = [root / path for path, _ in ResultStore(root).files()]
     method, _, digest = name.partition("@")
     # the folder is METHOD@ and the first eight characters of the configuration's hash
@@ -75,7 +91,7 @@ def _of_method(name: str, root: Path) -> list[tuple[ResultRecord, Path]]:
     if not found:
         known = {known for path in paths for known in (path.parent.name, path.parent.name.partition("@")[0])}
         raise UserError(f"'{name}' is neither a file nor a method with results in {root}.{nearest(name, known)}")
-    return [(read_record(path), path) for path in found]
+    return found
 
 
 def _wanted(record: ResultRecord, options: argparse.Namespace) -> bool:

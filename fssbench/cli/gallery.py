@@ -17,7 +17,7 @@ from datamodules.episode_items import ManifestEpisodes
 from datamodules.episodic import EpisodicDataModule
 from datamodules.squares import Squares
 from fssbench.cli.messages import quiet
-from fssbench.cli.replay import OURS, check_checkpoint
+from fssbench.cli.replay import OURS, find_checkpoint
 from fssbench.cli.trainer import FssbenchCLI
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError
@@ -47,8 +47,7 @@ def gallery(path: Path) -> Gallery:
             f"{path}: these masks were made by another program, so they cannot be made again for a gallery."
         )
     rows = read_table(path.with_suffix(".parquet"))
-    check_checkpoint(record, [])
-    method, data = revived(record)
+    method, data = revived(record, find_checkpoint(record, []))
     if data.test_manifest.sha256 != record.key.manifest_sha256:
         raise UserError(f"{path}: the data here give other episodes than the recorded ones. Check the data folder.")
     chosen = chosen_episodes(rows)
@@ -71,8 +70,8 @@ def chosen_episodes(rows: Sequence[EpisodeRow], each: int = EACH) -> dict[str, l
     return {name: part for name, part in parts.items() if part}
 
 
-def revived(record: ResultRecord) -> tuple[FewShotMethod, EpisodicDataModule]:
-    """The method with its weights, and the data, as the record's configuration says."""
+def revived(record: ResultRecord, weights: Path | None) -> tuple[FewShotMethod, EpisodicDataModule]:
+    """The method with the weights of a checkpoint, and the data, as the record's configuration says."""
     quiet()
     config = {name: value for name, value in record.provenance.config.items() if name not in (*OURS, "ckpt_path")}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +79,8 @@ def revived(record: ResultRecord) -> tuple[FewShotMethod, EpisodicDataModule]:
         file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         cli = FssbenchCLI(["--config", str(file), "--name", record.key.method], run=False)
     method, data = cli.model, cli.datamodule
-    if record.provenance.checkpoint:
-        checkpoint = load_plain(record.provenance.checkpoint, "Checkpoint", "")
+    if weights is not None:
+        checkpoint = load_plain(weights, "Checkpoint", "")
         method.on_load_checkpoint(checkpoint)
         method.load_state_dict(checkpoint["state_dict"])
     data.image_size = data.image_size or method.image_size

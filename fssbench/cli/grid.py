@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.launching import Cell, Outcome, make_launcher
+from fssbench.cli.progress import make_progress
 from fssbench.cli.suite import MethodWords, read_suite
 from fssbench.errors import UserError
+from fssbench.results.failures import forget, remember
 
 GRID_HELP = (
     "--folds all|F [F ...]: the folds to run; {fold} in any value becomes the fold. "
@@ -122,7 +123,7 @@ def grid_cells(
         words = [*words, "--seed_everything", seed] if seed is not None else words
         named = (("fold", fold), ("shot", shot), ("seed", seed))
         name = " ".join([method] if method else []) + "".join(f" {n} {v}" for n, v in named if v is not None)
-        cells.append(Cell(name.strip(), [verb, *cell_arguments(words, fold, shot)]))
+        cells.append(Cell(name.strip(), (verb, *cell_arguments(words, fold, shot))))
     return cells
 
 
@@ -131,70 +132,37 @@ def _run_all(verb: str, cells: list[Cell], words: dict[str, list[str]], results:
     jobs = words.get("--jobs", ["1"])[0]
     if not jobs.isdigit():
         raise UserError(f"--jobs needs a number; got '{jobs}'.")
-    folder = Path("runs") / "slurm"
+    progress = make_progress(verb, len(cells), int(jobs))
     launcher = make_launcher(
-        words.get("--launcher", ["local"])[0], int(jobs), slurm_parameters(words.get("--slurm", [])), folder
-    )
+        words.get("--launcher", ["local"])[0], int(jobs), slurm_parameters(words.get("--slurm", [])),
+        Path("runs") / "slurm", show=not progress.live,
+    )  # fmt: skip
     failed: dict[str, str] = {}
-    progress = Progress(verb, len(cells), int(jobs))
-    progress.say()
-    for cell, outcome in launcher.run(cells):
-        if outcome.output:
-            print(outcome.output, end="", flush=True)
-        if outcome.state == "failed":
-            failed[cell.name] = outcome.message
-        progress.ended(cell, outcome)
+    with progress:
+        for cell, outcome in launcher.run(cells, progress):
+            progress.ended(cell, outcome)
+            if outcome.state == "failed":
+                failed[cell.name] = outcome.message
+            if verb == "test":
+                _note(results, cell, outcome)
     if verb == "test":
         from fssbench.cli.leaderboard import print_board
 
         print_board(results)
-    for name, reason in failed.items():
-        print(f"fssbench: failed: {name}: {reason}", file=sys.stderr)
+    else:
+        for name, reason in failed.items():
+            print(f"fssbench: failed: {name}: {reason}", file=sys.stderr)
     if failed:
         print(f"fssbench: {len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-class Progress:
-    """A line when a run ends: what became of it, how many are left, and for about how long."""
-
-    def __init__(self, verb: str, total: int, jobs: int) -> None:
-        self.verb, self.total, self.jobs = verb, total, jobs
-        self.count = 0
-        self.worked: list[float] = []
-        """Seconds of the runs that were not merely kept."""
-
-    def say(self) -> None:
-        """Print how many runs there are."""
-        print(f"== {self.verb}: {self.total} runs, {self.jobs} at a time", flush=True)
-
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
-        """Count a run and print its line."""
-        self.count += 1
-        if outcome.state == "done":
-            self.worked.append(outcome.seconds)
-        reason = f" ({outcome.message})" if outcome.state == "failed" else ""
-        line = f"== {self.verb} {self.count}/{self.total}: {cell.name}: {outcome.state}{reason}, {duration(outcome.seconds)}"
-        print(f"{line}{self.left()}", flush=True)
-
-    def left(self) -> str:
-        """The estimate, from the mean of the runs so far."""
-        remaining = self.total - self.count
-        if not remaining:
-            return ""
-        if not self.worked:
-            return f"; {remaining} left"
-        seconds = sum(self.worked) / len(self.worked) * remaining / min(self.jobs, remaining)
-        ready = time.strftime("%H:%M", time.localtime(time.time() + seconds))
-        return f"; {remaining} left, about {duration(seconds)}, until {ready}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `34 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+def _note(results: Path, cell: Cell, outcome: Outcome) -> None:
+    """Remember a failed test for the board, until it succeeds."""
+    if outcome.state == "failed":
+        remember(results, cell.name, cell.arguments, outcome.message)
+    elif outcome.state in ("done", "kept"):
+        forget(results, cell.arguments)
 
 
 def slurm_parameters(words: list[str]) -> dict[str, Any]:

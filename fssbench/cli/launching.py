@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ class Cell(NamedTuple):
 
     name: str
     """What tells it from the others, e.g. `comp fold 1 shot 5`."""
-    arguments: list[str]
+    arguments: tuple[str, ...]
     """Verb and options."""
 
 
@@ -40,35 +41,52 @@ class Outcome(NamedTuple):
 
     @property
     def state(self) -> str:
-        """`done`, `kept` or `failed`."""
-        return "failed" if self.status else "kept" if "kept: " in self.message else "done"
+        """`done`, `kept` (the result was there), `elsewhere` (another process is at it) or `failed`."""
+        if self.status:
+            return "failed"
+        return next((state for state in ("kept", "elsewhere") if f"{state}: " in self.message), "done")
+
+
+class Watcher(Protocol):
+    """Is told what cells do; from several threads."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell began to run."""
+        ...
+
+    def said(self, cell: Cell, text: str) -> None:
+        """A cell wrote on its stderr."""
+        ...
 
 
 class Launcher(Protocol):
     """Runs cells and yields each with its outcome when it ends, in any order."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    def run(self, cells: Sequence[Cell], watcher: Watcher | None = None) -> Iterator[tuple[Cell, Outcome]]:
         """Raises `KeyboardInterrupt` where a run was interrupted; no further run is started then."""
         ...
 
 
 class LocalLauncher:
-    """Processes on this machine, `jobs` at a time."""
+    """Processes on this machine, `jobs` at a time; `show` passes on the output of a single one as it comes."""
 
-    def __init__(self, jobs: int = 1) -> None:
+    def __init__(self, jobs: int = 1, show: bool = True) -> None:
         if jobs < 1:
             raise UserError(f"--jobs is {jobs}, expected at least 1.")
-        self.jobs = jobs
+        self.jobs, self.live = jobs, show and jobs == 1
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-        """Run the cells in order; with one job its output is shown as it comes, with several when each has ended."""
+    def run(self, cells: Sequence[Cell], watcher: Watcher | None = None) -> Iterator[tuple[Cell, Outcome]]:
+        """Run the cells in order; output that is not shown as it comes is in the outcome."""
         waiting = list(cells)
         running: dict[Future[Outcome], Cell] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
                     cell = waiting.pop(0)
-                    running[pool.submit(run_cell, cell.arguments, live=self.jobs == 1)] = cell
+                    heard = partial(watcher.said, cell) if watcher else None
+                    running[pool.submit(run_cell, cell.arguments, self.live, heard)] = cell
+                    if watcher:
+                        watcher.started(cell)
                 ended: set[Future[Outcome]] = wait(running, return_when=FIRST_COMPLETED).done
                 for future in ended:
                     outcome = future.result()
@@ -97,12 +115,17 @@ class SubmititLauncher:
         except (NameError, TypeError, ValueError) as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from error
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    def run(self, cells: Sequence[Cell], watcher: Watcher | None = None) -> Iterator[tuple[Cell, Outcome]]:
         """Submit all cells as one array and yield them as they end; Ctrl-C cancels what is left."""
         jobs = self.executor.map_array(run_cell, [cell.arguments for cell in cells])
         pending = dict(zip(jobs, cells, strict=True))
+        waiting = set(pending)
         try:
             while pending:
+                for job in [job for job in waiting if job.state == "RUNNING" or job.done()]:
+                    waiting.remove(job)
+                    if watcher:
+                        watcher.started(pending[job])
                 for job in [job for job in pending if job.done()]:
                     yield pending.pop(job), _outcome(job)
                 time.sleep(POLL_SECONDS)
@@ -121,16 +144,18 @@ def _outcome(job: Any) -> Outcome:
     return Outcome(1, f"{reason} (log: {job.paths.stderr})", 0.0, "")
 
 
-def run_cell(arguments: Sequence[str], live: bool = False) -> Outcome:
+def run_cell(arguments: Sequence[str], live: bool = False, heard: Callable[[str], None] | None = None) -> Outcome:
     """Run `fssbench` with these arguments in a process of its own, which frees its memory and survives its crash.
 
-    live   show its output as it comes; else it is in the outcome
+    live    show its output as it comes; else it is in the outcome
+    heard   is given what it writes on its stderr, as it comes
     """
     began = time.monotonic()
     command = [sys.executable, "-m", "fssbench", *arguments]
     with subprocess.Popen(command, stdout=None if live else subprocess.PIPE, stderr=subprocess.PIPE) as process:
         lines: list[str] = []
-        watcher = threading.Thread(target=_watch, args=(process.stderr, lines.append, live))
+        hear = [lines.append, *([heard] if heard else []), *([_show] if live else [])]
+        watcher = threading.Thread(target=_watch, args=(process.stderr, hear))
         watcher.start()
         try:
             output = b"" if process.stdout is None else process.stdout.read()
@@ -142,23 +167,28 @@ def run_cell(arguments: Sequence[str], live: bool = False) -> Outcome:
     return Outcome(status, message, time.monotonic() - began, output.decode(errors="replace"))
 
 
-def _watch(stream: IO[bytes] | None, keep: Callable[[str], None], live: bool) -> None:
-    """Read a process's stderr to its end; pass it on where it is to be seen live."""
+def _watch(stream: IO[bytes] | None, hear: Sequence[Callable[[str], object]]) -> None:
+    """Read a process's stderr to its end and pass it on."""
     assert stream is not None
     for part in iter(lambda: stream.read1(4096), b""):  # type: ignore[attr-defined]
-        text = part.decode(errors="replace")
-        keep(text)
-        if live:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        for listener in hear:
+            listener(part.decode(errors="replace"))
 
 
-def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path) -> Launcher:
-    """The launcher of that name. Raises `UserError` for another name, or where it cannot be used here."""
+def _show(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path, show: bool = True) -> Launcher:
+    """The launcher of that name; `show` allows a single local run to write to the terminal as it likes.
+
+    Raises `UserError` for another name, or where it cannot be used here.
+    """
     if name not in LAUNCHERS:
         raise UserError(f"--launcher '{name}' is not known.{nearest(name, LAUNCHERS)}")
     if name == "slurm":
         return SubmititLauncher("slurm", jobs, parameters, folder)
     if parameters:
         raise UserError("--slurm belongs to --launcher slurm.")
-    return LocalLauncher(jobs)
+    return LocalLauncher(jobs, show)

@@ -68,9 +68,11 @@ def print_board(results: Path) -> None:
 
 
 def complain_about(board: Board) -> None:
-    """Name the files that are no usable results on stderr."""
+    """Name the files that are no usable results, and the runs that failed, on stderr."""
     for path, reason in board.damaged:
         print(f"fssbench: left out {path}: {reason}", file=sys.stderr)
+    for failure in board.failed:
+        print(f"fssbench: failed: {failure.name}: {failure.reason} ({failure.when})", file=sys.stderr)
 
 
 def chosen(tables: Sequence[Table], wanted: dict[str, list[str] | None]) -> list[Table]:

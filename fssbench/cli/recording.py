@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,6 +66,7 @@ class RunRecorder(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=save_to_log_dir)
         self.cli = cli
         self.began = time.time()
+        self.claim: Callable[[], None] | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the resolved configuration of a fit beside its checkpoint."""
@@ -107,6 +109,7 @@ class RunRecorder(SaveConfigCallback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         squares = data_of(trainer).squares
         self.keys = {side: self.make_key(trainer, pl_module, side) for side in (None, *squares)}
+        self._claim(trainer)
         if self.cli_option("overwrite") == "always":
             return
         store = ResultStore(self.results)
@@ -121,6 +124,13 @@ class RunRecorder(SaveConfigCallback):
         if len(existing) == len(self.keys):
             path = store.path(self.keys[None])
             raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
+
+    def _claim(self, trainer: Trainer) -> None:
+        """Leave a result alone that another process is computing; the claim ends with this process."""
+        store, key = ResultStore(self.results), self.keys[None]
+        self.claim = store.claim(key) if trainer.is_global_zero else None
+        if not trainer.strategy.broadcast(self.claim is not None):
+            raise AlreadyDone(f"elsewhere: another process is computing {store.path(key)}; this one leaves it alone")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the episode table, if every episode was counted."""
@@ -152,6 +162,8 @@ class RunRecorder(SaveConfigCallback):
             print(f"record: {path}")
             if side is None:
                 log_record(trainer.loggers, record, path)
+        if self.claim:
+            self.claim()
 
     @property
     def results(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from fssbench.cli.grid import option
-from fssbench.cli.trainer import run_once
+from fssbench.cli.trainer import drop_option, run_once
 from fssbench.errors import UserError
 from fssbench.files import sha256_file
 from fssbench.metrics.scores import COUNTS
@@ -34,7 +35,9 @@ def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: 
         raise UserError(
             f"{path}: these masks were made by another program; only `fssbench score` can count them again."
         )
-    check_checkpoint(record, extra)
+    checkpoint = find_checkpoint(record, extra)
+    if checkpoint is not None:
+        extra = [*drop_option(extra, "--ckpt_path"), "--ckpt_path", str(checkpoint)]
     with tempfile.TemporaryDirectory(prefix="fssbench_replay_") as name:
         folder = Path(name)
         status = run_again(record, extra, folder)
@@ -45,18 +48,28 @@ def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: 
         return report(record, rows, again, store.rows(again))
 
 
-def check_checkpoint(record: ResultRecord, extra: list[str]) -> None:
-    """Refuse a checkpoint that is not there or is another file than the recorded one."""
-    if record.provenance.checkpoint is None:
-        return
-    path = Path(option(extra, "--ckpt_path") or record.provenance.checkpoint)
-    if not path.is_file():
-        raise UserError(f"The checkpoint {path} is missing: give it with --ckpt_path FILE.")
-    if sha256_file(path) != record.provenance.checkpoint_sha256:
-        raise UserError(
-            f"{path} is another checkpoint than the recorded one (SHA-256 {record.provenance.checkpoint_sha256}): give "
-            "that one with --ckpt_path FILE."
-        )
+def find_checkpoint(record: ResultRecord, extra: list[str]) -> Path | None:
+    """The recorded checkpoint: where `--ckpt_path` or the record says, else any below `runs` with its SHA-256.
+
+    None for a record without one. Raises `UserError` where it is not to be found.
+    """
+    recorded = record.provenance
+    if recorded.checkpoint is None:
+        return None
+    given = option(extra, "--ckpt_path")
+    path = Path(given or recorded.checkpoint)
+    if path.is_file() and sha256_file(path) == recorded.checkpoint_sha256:
+        return path
+    if given is None:
+        for other in sorted(Path("runs").rglob("*.ckpt")):
+            if sha256_file(other) == recorded.checkpoint_sha256:
+                print(f"checkpoint: {other}, the recorded file by its SHA-256 (it was {path})", file=sys.stderr)
+                return other
+    what = "is another checkpoint than the recorded one" if path.is_file() else "is missing"
+    searched = "" if given else ", and no .ckpt file below runs/ is it"
+    raise UserError(
+        f"The checkpoint {path} {what} (SHA-256 {recorded.checkpoint_sha256}){searched}: give that one with --ckpt_path FILE."
+    )
 
 
 def run_again(record: ResultRecord, extra: list[str], folder: Path) -> int:

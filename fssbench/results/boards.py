@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fssbench.errors import UserError
 from fssbench.files import cache_folder, sha256_text, write_text_whole
+from fssbench.results.failures import Failure, failures
 from fssbench.results.fields import from_json, to_json
 from fssbench.results.leaderboard import Table, board
 from fssbench.results.published import FILE as PUBLISHED_FILE
@@ -21,10 +22,12 @@ KEPT_RECORDS = 2000
 
 
 class Board(NamedTuple):
-    """Tables, and the files that are no usable results."""
+    """Tables, the files that are no usable results, and the runs that left none."""
 
     tables: list[Table]
     damaged: list[Damaged]
+    failed: list[Failure]
+    """Runs of grids that failed and have not succeeded since."""
 
 
 def load_board(root: str | Path) -> Board:
@@ -41,11 +44,11 @@ def load_board(root: str | Path) -> Board:
         from fssbench.results.index import StoreIndex
 
         index = StoreIndex(root, files)
-        found = Board(board(index.entries(), index.noise), index.damaged)
+        found = Board(board(index.entries(), index.noise), index.damaged, [])
         index.keep_noise()
         if len(files) <= KEPT_RECORDS:
             _keep(kept, fingerprint, found)
-    return found
+    return found._replace(failed=failures(store.root))
 
 
 def _fingerprint(store: ResultStore, files: list[File]) -> str:
@@ -61,7 +64,7 @@ def _kept(path: Path, fingerprint: str) -> Board | None:
         if content["fingerprint"] != fingerprint:
             return None
         tables = [from_json(Table, table, "table") for table in content["tables"]]
-        return Board(tables, [Damaged(Path(damaged), reason) for damaged, reason in content["damaged"]])
+        return Board(tables, [Damaged(Path(damaged), reason) for damaged, reason in content["damaged"]], [])
     except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError: a copy of another layout
         return None
 

@@ -23,7 +23,7 @@ from fssbench.errors import UserError
 from fssbench.metrics.scores import COUNTS
 from fssbench.results.entry import Entry
 from fssbench.results.fields import to_json
-from fssbench.results.record import Metadata, ResultRecord
+from fssbench.results.record import Metadata
 from fssbench.results.store import File, ResultStore
 
 if TYPE_CHECKING:
@@ -112,9 +112,13 @@ def _differing(store: ResultStore, classes: pl.DataFrame, episodes: pl.DataFrame
     import polars as pl
 
     read = classes.join(episodes, on="path", how="semi")
-    expected = read.select("path", pl.col("class_ids").alias("class_id"), pl.col("class_episodes").alias("len"), *COUNTS)
+    expected = read.select(
+        "path", pl.col("class_ids").alias("class_id"), pl.col("class_episodes").alias("len"), *COUNTS
+    )
     counted = episodes.group_by("path", "class_id").agg(pl.len().cast(pl.Int64), *map(pl.sum, COUNTS))
-    apart = [one.join(other, on=expected.columns, how="anti") for one, other in ((expected, counted), (counted, expected))]
+    apart = [
+        one.join(other, on=expected.columns, how="anti") for one, other in ((expected, counted), (counted, expected))
+    ]
     why = "the record and its episode table differ; one is of another run. Restore both or run the test again."
     paths = pl.concat([frame["path"] for frame in apart]).unique().to_list()
     return {path: f"{store.root / path}: {why}" for path in paths}

@@ -151,9 +151,16 @@ class _Plan(NamedTuple):
     """Field -> its `_reviver`, where it has one."""
 
 
-@cache
+_PLANS: dict[Any, _Plan] = {}
+
+
 def _plan(kind: Any) -> _Plan:
-    hints = _hints(kind)
+    if kind not in _PLANS:
+        _PLANS[kind] = _made_plan(_hints(kind))
+    return _PLANS[kind]
+
+
+def _made_plan(hints: dict[str, Any]) -> _Plan:
     scalars = {name: hint for name, hint in hints.items() if _exact(hint)}
     others = [(name, hint, _fits(hint)) for name, hint in hints.items() if name not in scalars]
     revivers = {name: _reviver(hint) for name, hint in hints.items()}
@@ -222,7 +229,7 @@ def _fits(hint: Any) -> Callable[[Any], bool]:
         keys, values = _fit_all(args[0]), _fit_all(args[1])
         return lambda value: isinstance(value, dict) and keys(value) and values(value.values())
     if hint is float:
-        return lambda value: type(value) in (float, int) and math.isfinite(value) or _is_other_float(value)
+        return lambda value: (type(value) in (float, int) and math.isfinite(value)) or _is_other_float(value)
     if hint is int:
         return lambda value: isinstance(value, int) and not isinstance(value, bool)
     return lambda value: isinstance(value, hint)
@@ -237,7 +244,9 @@ def _fit_all(hint: Any) -> Callable[[Collection[Any]], bool]:
     """Whether all items are of a type: a look at the set of their types decides nearly always."""
     exact, fits = _exact(hint), _fits(hint)
     if hint is float:
-        return lambda items: {*map(type, items)} == {float} and all(map(math.isfinite, items)) or all(map(fits, items))
+        return lambda items: (
+            ({*map(type, items)} == {float} and all(map(math.isfinite, items))) or all(map(fits, items))
+        )
     return lambda items: {*map(type, items)} <= exact or all(map(fits, items))
 
 

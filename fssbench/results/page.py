@@ -5,6 +5,7 @@ Each number links to its record on the page: what it is, where it comes from, an
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -55,6 +56,7 @@ def page(root: str | Path, board: Board, galleries: Sequence[Gallery] = (), repo
         *([] if tables else ["<p>No results.</p>"]),
         _galleries(galleries),
         _records(Path(root), tables),
+        _failed(board),
         _damaged(board),
         _reading(),
         "</main>",
@@ -116,10 +118,12 @@ def _table(number: int, table: Table, reported: bool) -> str:
         f'<th scope="col">95 % interval<br><span class="soft">{100 * low:.0f} to {100 * high:.0f}</span></th>',
         _th("FB-IoU"), _th("params", "weights, frozen ones included"), _th("trained", "weights that were trained"),
         _th("s/ep", "seconds per episode", first="ascending"), _th("GiB", "largest memory", first="ascending"),
-        _th("device or source", word=True), _th("protocol", word=True),
     ]  # fmt: skip
-    rows = [_row(table, row, (low, high)) for row in table.rows]
-    rows += [_reported(table, result) for result in table.reported] if reported else []
+    results = table.reported if reported else ()
+    told = bool(results) or "device" not in facts(table)  # else the heading says it all
+    heads += [_th("device or source", word=True), _th("protocol", word=True)] if told else []
+    rows = [_row(table, row, (low, high), told) for row in table.rows]
+    rows += [_reported(table, result) for result in results]
     unranked = [f"{row.name} seed {row.seed}: not ranked, {row.note}." for row in table.unranked]
     notes = f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in unranked)}</ul>' if unranked else ""
     data = " ".join(f'data-{name}="{escape(str(getattr(table, name)))}"' for name in ("dataset", "shot", "track"))
@@ -140,7 +144,8 @@ def _th(text: str, meaning: str = "", word: bool = False, first: str = "descendi
     return f'<th scope="col"{kind} data-first="{first}"><button type="button"{meaning}>{text}</button></th>'
 
 
-def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
+def _row(table: Table, row: Row, bounds: tuple[float, float], told: bool) -> str:
+    """A measured row; `told` adds its device and protocol."""
     folds = [
         _td(percent(value), value, _record_id(row.records.get(fold)), span(row.fold_intervals[fold]))
         for fold, value in enumerate(row.fold_miou)
@@ -156,12 +161,14 @@ def _row(table: Table, row: Row, bounds: tuple[float, float]) -> str:
     low = row.interval[0] if row.interval else None
     cells = [
         _td(rank(table, row), row.rank), f'<th scope="row" class="word">{name}</th>', *folds, mean,
-        f'<td data-value="{_plain(low)}">{bar}<span class="{"skip" if bar else ""}">{span(row.interval)}</span></td>',
+        f'<td data-value="{_plain(low)}">{bar}<span class="soft small">{span(row.interval)}</span></td>',
         _td(percent(row.fb_iou), row.fb_iou, _record_id(own), after=span(row.fb_interval)), _td(count(row.parameters), row.parameters),
         _td(count(row.trained_parameters), row.trained_parameters),
         _td(seconds(row.seconds_per_episode), row.seconds_per_episode), _td(gibibytes(row.peak_memory), row.peak_memory),
-        f'<td class="word">{"" if "device" in facts(table) else escape(", ".join(row.devices))}</td>', f'<td class="word">{escape(table.protocol)}</td>',
     ]  # fmt: skip
+    if told:
+        device = "" if "device" in facts(table) else ", ".join(row.devices)
+        cells += [f'<td class="word">{escape(text)}</td>' for text in (device, table.protocol)]
     kind = ' class="unranked"' if row.rank is None else ""
     return f"<tr{kind}>{''.join(cells)}</tr>"
 
@@ -176,7 +183,7 @@ def _reported(table: Table, result: Published) -> str:
     )
     cells = [
         "<td></td>", f'<th scope="row" class="word" title="{escape(where)}">{name}</th>',
-        *(f"<td>{value or '-'}</td>" for value in folds), f"<td>{result.miou}</td>", '<td data-value=""></td>',
+        *(f"<td>{value or '-'}</td>" for value in folds), f"<td>{result.miou or '-'}</td>", '<td data-value=""></td>',
         f"<td>{result.fb_iou or '-'}</td>", *['<td data-value=""></td>'] * 4,
         f'<td class="word">{escape(where)}</td>', f'<td class="word">{escape(protocol)}</td>',
     ]  # fmt: skip
@@ -220,7 +227,7 @@ def _record(root: Path, table: Table, row: Row, fold: int) -> str:
     path = row.records[fold]
     classes = [c for c in row.cells() if c.fold == fold]
     ious = "; ".join(f"{escape(c.name)} {percent(c.iou)} ({c.episodes} episodes)" for c in classes)
-    again = "" if row.external else _command(f"fssbench replay {root / path}")
+    again = "" if row.external else _command(f"fssbench replay {shlex.quote(str(root / path))}")
     told = {
         "mIoU": f"{percent(row.fold_miou[fold])}, 95 % {span(row.fold_intervals[fold])}",
         "classes": ious,
@@ -236,7 +243,7 @@ def _record(root: Path, table: Table, row: Row, fold: int) -> str:
         "made by": "another program; the masks were counted by fssbench" if row.external else "fssbench",
         "record": f"<code>{escape(str(root / path))}</code>",
         "run it again": again or "the masks of another program can only be counted again",
-        "more": _command(f"fssbench explain {root / path}"),
+        "more": _command(f"fssbench explain {shlex.quote(str(root / path))}"),
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in told.items())
     head = f"{escape(row.name)}: {escape(table.dataset)} fold {fold}, {table.shot}-shot, seed {row.seed}"
@@ -273,6 +280,17 @@ def _damaged(board: Board) -> str:
         return ""
     items = "".join(f"<li>{escape(reason)}</li>" for _, reason in board.damaged)
     return f"<section><h2>Left out: damaged records</h2><ul>{items}</ul></section>"
+
+
+def _failed(board: Board) -> str:
+    if not board.failed:
+        return ""
+    items = "".join(
+        f'<li>{escape(f.name)}: {escape(f.reason)} <span class="soft">{escape(f.when)}</span>'
+        f"{_command(shlex.join(('fssbench', *f.arguments)))}</li>"
+        for f in board.failed
+    )
+    return f'<section id="failed"><h2>Failed runs</h2><ul>{items}</ul></section>'
 
 
 def _reading() -> str:

@@ -38,6 +38,7 @@ class Published(Checked):
     fold_miou: tuple[str, ...]
     """Of folds 0 to 3."""
     miou: str
+    """Empty where another measure was printed, which is in the remark then."""
     fb_iou: str
     protocol: str
     """Family of the evaluation code; `unknown` where nothing is said."""

@@ -9,7 +9,7 @@ A JSON file that is there is complete, and so is its table. Reading records need
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -86,6 +86,25 @@ class ResultStore:
                 with written_whole(path.with_suffix(".parquet")) as table_file:
                     write_table(rows, table_file)
         return path
+
+    def claim(self, key: Key) -> Callable[[], None] | None:
+        """Claim a result that is to be computed, so that no other process computes it meanwhile.
+
+        Returns a function that gives the claim up, or None where another process has it. A process that dies, however it
+        dies, loses its claims. Claims are locks on empty files in `.running`, which may be deleted when nothing runs.
+        """
+        from filelock import FileLock, Timeout
+
+        name = self.path(key).relative_to(self.root).with_suffix(".lock").as_posix().replace("/", "__")
+        lock = FileLock(self.root / ".running" / name, timeout=0)
+        try:
+            (self.root / ".running").mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            return None
+        except (NotImplementedError, OSError):
+            pass  # no locks, or no folder, to be had: as in `_locked`
+        return lock.release
 
     def files(self) -> list[File]:
         """The JSON files of the store with stamps that change when they or their tables do, by path."""

@@ -71,7 +71,21 @@ def _board(table: Table, wide: bool) -> Grid:
     has_intervals = any(row.interval for row in table.rows)
     middle = ["95 %"] if has_intervals else []
     last = ["FB 95 %"] if has_intervals and wide else []
-    columns = ["#", "method", "config", *own, *folds, "mIoU", *middle, "FB-IoU", *last, "params", "trained", "s/ep", "GiB"]
+    columns = [
+        "#",
+        "method",
+        "config",
+        *own,
+        *folds,
+        "mIoU",
+        *middle,
+        "FB-IoU",
+        *last,
+        "params",
+        "trained",
+        "s/ep",
+        "GiB",
+    ]
     rows = []
     for row in table.rows:
         differing = _differing(row)
@@ -165,7 +179,7 @@ def reported_cells(result: Published) -> list[str]:
     """Cells of a reported number, in the order of `reported_grid`."""
     return [
         result.method, result.backbone, *(value or DASH for value in (*result.fold_miou, result.miou, result.fb_iou)),
-        result.protocol, result.resolution, result.confidence, result.paper,
+        result.protocol, result.resolution, result.confidence, result.paper + (f"; {result.remark}" if not result.miou else ""),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,15 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from fssbench.cli import grid, launching, main
+from fssbench.cli import grid, launching, main, progress
 from fssbench.cli.grid import cell_arguments, option, split_grid
-from fssbench.cli.launching import Cell, LocalLauncher, Outcome, SubmititLauncher
+from fssbench.cli.launching import Cell, LocalLauncher, Outcome, SubmititLauncher, Watcher
+from fssbench.cli.progress import LiveProgress, duration
 from fssbench.cli.suite import read_suite
 from fssbench.errors import UserError
+from fssbench.results.boards import load_board
 from fssbench.results.store import ResultStore
 
 TOY = ["--model", "tests.toy.FreeMethod", "--data", "tests.toy.Toy", "--trainer.accelerator", "cpu",
@@ -71,12 +75,14 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def run_here(self: LocalLauncher, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    def run_here(
+        self: LocalLauncher, cells: Sequence[Cell], watcher: Watcher | None = None
+    ) -> Iterator[tuple[Cell, Outcome]]:
         for cell in cells:
-            commands.append(cell.arguments)
+            commands.append(list(cell.arguments))
             err = io.StringIO()
             with redirect_stderr(err):
-                status = main(cell.arguments)
+                status = main(list(cell.arguments))
             if status == 130:
                 raise KeyboardInterrupt
             lines = err.getvalue().splitlines() or [""]
@@ -187,7 +193,7 @@ def test_mistakes_in_the_words_of_a_grid_are_refused(here: Path, words: str, exp
 
 
 def _cells(*verbs: str) -> list[Cell]:
-    return [Cell(f"cell {number}", verb.split()) for number, verb in enumerate(verbs)]
+    return [Cell(f"cell {number}", tuple(verb.split())) for number, verb in enumerate(verbs)]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -206,9 +212,9 @@ def test_cells_run_in_processes_of_their_own(jobs: int, capfd: pytest.CaptureFix
 
 
 def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
+    calls: list[tuple[str, ...]] = []
 
-    def interrupted(arguments: list[str], live: bool) -> Outcome:
+    def interrupted(arguments: tuple[str, ...], live: bool, heard: None) -> Outcome:
         calls.append(arguments)
         return Outcome(130, "interrupted", 0.0, "")
 
@@ -231,7 +237,128 @@ def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (89, "89 s"), (100, "2 min"), (12_000, "3 h 20 min")])
 def test_durations_in_words(seconds: float, words: str) -> None:
-    assert grid.duration(seconds) == words
+    assert duration(seconds) == words
+
+
+# -- the display ------------------------------------------------------------------------------------------------------
+
+
+def _outcome(status: int = 0, message: str = "", seconds: float = 60.0) -> Outcome:
+    return Outcome(status, message, seconds, "")
+
+
+def test_the_display_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "time", lambda: clock[0])
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    cells = _cells("a", "b", "c", "d", "e", "f")
+    shown = LiveProgress("test", 6, 2, console)
+    shown.started(cells[0])
+    shown.started(cells[1])
+    shown.said(cells[1], "Testing  10%\rTesting  50% of 8 ep")
+    clock[0] += 30
+
+    def now() -> str:
+        with console.capture() as capture:
+            console.print(shown.rendered())
+        return re.sub(r"\x1b\[[0-9;]*m", "", capture.get())
+
+    assert "test 0/6: 2 running; 6 left\n" in now()
+    assert re.search(r"cell 1 +30 s +Testing  50% of 8 ep", now())
+    shown.ended(cells[0], _outcome())
+    shown.ended(cells[2], _outcome(1, "no data"))
+    shown.ended(cells[3], _outcome(0, "kept: it is there", 1.0))
+    # three left at 60 s each, half of one is over, two at a time
+    assert "test 3/6: 1 done, 1 kept, 1 failed, 1 running; 3 left, about 75 s, until" in now()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "== test 2/6: cell 2: failed (no data), 60 s; 4 left, about 90 s, until" in text.replace("\n", " ")
+    for cell in (cells[1], *cells[4:]):
+        shown.ended(cell, _outcome())
+    assert "test 6/6: 4 done, 1 kept, 1 failed\n" in now()
+
+
+def test_in_a_terminal_a_grid_has_a_display_at_its_foot(cells: list[list[str]], tmp_path: Path) -> None:
+    """The real command in a pseudo-terminal, with real processes."""
+    pty = pytest.importorskip("pty", reason="needs a Unix terminal")
+    parent, child = pty.openpty()
+    code = (
+        "from fssbench.cli.launching import Cell, LocalLauncher\n"
+        "from fssbench.cli.progress import make_progress\n"
+        "cells = [Cell('good', ('--version',)), Cell('bad', ('tets',))]\n"
+        "with make_progress('test', 2, 1) as progress:\n"
+        "    for cell, outcome in LocalLauncher(1, show=not progress.live).run(cells, progress):\n"
+        "        progress.ended(cell, outcome)\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        parts = []
+        try:
+            while part := os.read(parent, 4096):
+                parts.append(part)
+        except OSError:  # the other end was closed
+            pass
+        assert process.wait() == 0
+    text = b"".join(parts).decode()
+    assert "\x1b[" in text
+    assert "1 running" in text
+    assert "== test 1/2: good: done" in text
+    assert "== test 2/2: bad: failed (Unknown verb 'tets'." in text
+
+
+# -- two grids at once ------------------------------------------------------------------------------------------------
+
+
+HOLD = """
+import sys
+from fssbench.results.record import Key
+from fssbench.results.store import ResultStore
+claim = ResultStore("results").claim(Key(**eval(sys.argv[1])))
+print("claimed" if claim else "refused", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cell_that_another_process_runs_is_left_alone(
+    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["test", *TOY, "--folds", "0", "1"]
+    assert main(arguments) == 0
+    (key, _) = (record.key for record in ResultStore("results").read_all().records)
+    shutil.rmtree("results/toy")
+    capsys.readouterr()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    hold = [sys.executable, "-c", HOLD, repr(vars(key))]
+    with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        assert main(arguments) == 0
+        assert [r.key.fold for r in ResultStore("results").read_all().records] == [1]
+        assert "fold 0: elsewhere (elsewhere: another process is computing results/toy" in capsys.readouterr().out
+        holder.kill()  # its claim goes with it
+    assert main(arguments) == 0
+    assert [r.key.fold for r in ResultStore("results").read_all().records] == [0, 1]
+    assert ResultStore("results").claim(key) is not None, "given up after the run"
+
+
+def test_a_failed_run_is_on_the_board_until_it_succeeds(
+    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["test", *TOY, "--model.bias", "0.4", "--folds", "0", "1"]
+    Path("config.yaml").write_text("data: {init_args: {batch_size: 0}}\n")
+    assert main([*arguments, "--config", "config.yaml"]) == 1
+    capsys.readouterr()
+    (one, two) = load_board("results").failed
+    assert (one.name, two.name) == ("fold 0", "fold 1")
+    assert "batch_size" in one.reason
+    assert main(["leaderboard"]) == 0
+    assert f"fssbench: failed: fold 0: {one.reason}" in capsys.readouterr().err
+    assert main(["leaderboard", "--format", "html"]) == 0
+    assert "Failed runs" in Path("board.html").read_text()
+    Path("config.yaml").write_text("data: {init_args: {batch_size: 4}}\n")
+    assert main([*arguments, "--config", "config.yaml"]) == 0
+    assert load_board("results").failed == []
 
 
 def test_a_wrong_configuration_is_refused_before_any_run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from fssbench.cli import main
 from fssbench.results.record import config_hash
 from fssbench.results.store import ResultStore
 from fssbench.results.table import scores_from
-from tests.cli.run import CHECKPOINT, FREE, LOADED, error_line
+from tests.cli.run import CHECKPOINT, FREE, LOADED, QUIET, error_line
 
 Output = pytest.CaptureFixture[str]
 
@@ -33,6 +35,23 @@ def test_a_replay_says_that_the_counts_are_identical(fitted: Path, capsys: Outpu
     assert out.startswith("identical: all counts of 16 episodes; mIoU ")
     assert path.read_bytes() == before
     assert only_record() == path, "nothing is added to the results"
+
+
+def test_a_trained_method_with_a_timm_encoder_is_replayed(here: Path, capsys: Output) -> None:
+    """FS-DINO's compact model on the small ViT that ships."""
+    common = ["--config", "demo.yaml", *QUIET, "--data.episodes_per_class", "1", "--run_dir", "runs/here"]
+    short = ["--data.episodes_per_epoch", "2", "--data.batch_size", "2", "--data.val_episodes_per_class", "1"]
+    assert main(["fit", *common, *short, "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", *common, "--ckpt_path", "runs/here/last.ckpt"]) == 0
+    path = only_record()
+    Path("runs/here").rename("runs/elsewhere")
+    capsys.readouterr()
+    assert main(["replay", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert re.match(r"identical: all counts of \d+ episodes; mIoU ", out)
+    assert "checkpoint: runs/elsewhere/last.ckpt, the recorded file by its SHA-256" in err
+    assert main(["replay", str(path), "--model.backbone_weights", "gone.safetensors"]) == 2
+    assert "gone.safetensors" in capsys.readouterr().err
 
 
 def _changed(path: Path) -> None:
@@ -70,8 +89,17 @@ def test_a_missing_or_other_checkpoint_is_refused(fitted: Path, capsys: Output) 
     assert main(["test", *LOADED]) == 0
     path = only_record()
     moved = Path(CHECKPOINT).rename("moved.ckpt")
-    assert "give it with --ckpt_path" in error_line(capsys, ["replay", str(path)])
+    message = error_line(capsys, ["replay", str(path)])
+    assert f"The checkpoint {CHECKPOINT} is missing (SHA-256 " in message
+    assert "no .ckpt file below runs/ is it: give that one with --ckpt_path FILE." in message
     assert main(["replay", str(path), "--ckpt_path", str(moved)]) == 0
+    found = Path("runs/archive/epoch3.ckpt")
+    found.parent.mkdir()
+    shutil.copy(moved, found)
+    assert main(["replay", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("identical: ") == 2
+    assert f"checkpoint: {found}, the recorded file by its SHA-256 (it was {CHECKPOINT})" in err
     state = torch.load(moved, weights_only=True)
     state["state_dict"]["bias"] += 1
     torch.save(state, "other.ckpt")
@@ -124,8 +152,15 @@ def test_two_methods_are_compared_by_name_record_or_folder(here: Path, capsys: O
     assert "not shared" not in outs[0]
     assert main(["compare", *(str(path / "fold0_shot1_seed0.json") for path in paths.values()), "--format", "md"]) == 0
     assert "1 of 2 folds are not shared" in capsys.readouterr().out
-    assert main(["compare", "one", "two", "--format", "json", "--episodes", "2"]) == 0
+    assert main(["compare", "one", "two", "--format", "json", "--top", "2"]) == 0
     (content,) = json.loads(capsys.readouterr().out)
     assert len(content["most_different"]) == 2
+    assert "--top is -1" in error_line(capsys, ["compare", "one", "two", "--top", "-1"])
     assert "Did you mean 'two'?" in error_line(capsys, ["compare", "one", "tow"])
     assert "has no results with the wanted" in error_line(capsys, ["compare", "one", "two", "--shots", "5"])
+    damaged = next(paths["two"].glob("fold1*.json"))
+    damaged.write_text("{")
+    assert main(["compare", "one", "two"]) == 0
+    out, err = capsys.readouterr()
+    assert f"fssbench: left out {damaged}: " in err
+    assert "1 of 2 folds are not shared" in out

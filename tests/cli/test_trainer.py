@@ -176,6 +176,24 @@ def test_trackers_get_the_numbers_of_the_record(here: Path) -> None:
         assert content.Scalars(f"result/class_iou/{score.name}")[0].value == pytest.approx(score.iou, rel=1e-6)
 
 
+def test_wandb_gets_the_numbers_of_the_record(here: Path) -> None:
+    import wandb
+
+    assert main(["test", *FREE, "--config", "trainer/wandb.yaml"]) == 0
+    (record,) = records()
+    assert wandb.run is not None
+    told = dict(wandb.run.summary)
+    config = dict(wandb.run.config)
+    wandb.finish()
+    assert told["result/miou"] == record.scores.miou
+    assert told["result/fb_iou"] == record.scores.fb_iou
+    assert told["result/seconds_per_episode"] == record.cost.seconds_per_episode
+    for score in record.scores.class_iou.values():
+        assert told[f"result/class_iou/{score.name}"] == score.iou
+    assert config["manifest_sha256"] == record.key.manifest_sha256
+    assert Path(config["record"]).is_file()
+
+
 def test_a_record_says_what_the_run_cost(fitted: Path) -> None:
     assert main(["test", *LOADED]) == 0
     cost = records()[0].cost

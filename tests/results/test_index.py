@@ -145,7 +145,9 @@ def test_statistics_are_computed_again_for_tables_that_changed(
     made = load_board(store.root)
     computed: list[int] = []
     original = index_module.noise
-    monkeypatch.setattr(index_module, "noise", lambda ranked, *rest: computed.append(len(ranked)) or original(ranked, *rest))
+    monkeypatch.setattr(
+        index_module, "noise", lambda ranked, *rest: computed.append(len(ranked)) or original(ranked, *rest)
+    )
     assert load_board(store.root) == made
     assert computed == []
     _fill(store, "two", 9)
@@ -198,8 +200,8 @@ def test_without_a_cache_folder_everything_works(store: ResultStore, monkeypatch
 
 
 def test_an_empty_and_an_absent_folder_have_an_empty_board(tmp_path: Path) -> None:
-    assert load_board(tmp_path) == ([], [])
-    assert load_board(tmp_path / "absent") == ([], [])
+    assert load_board(tmp_path) == ([], [], [])
+    assert load_board(tmp_path / "absent") == ([], [], [])
 
 
 # -- the board --------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_what_a_record_says_is_text_and_never_code(tmp_path: Path) -> None:
 
 
 def test_a_page_without_results_says_so() -> None:
-    assert "No results." in page("results", Board([], []))
+    assert "No results." in page("results", Board([], [], []))
 
 
 def test_colours_of_the_heat_map_can_be_read_with_black_text() -> None:

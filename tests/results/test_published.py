@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
 import pytest
 
+import datamodules
+from fssbench.dataset import FewShotDataset
 from fssbench.results.published import CONFIDENCE, Published, all_published, published
 from fssbench.results.record import UNKNOWN, VOCABULARY
 
@@ -28,6 +34,28 @@ def test_folds_average_to_the_printed_mean_or_a_remark_says_so(result: Published
     """protocols.md section 8, item 7."""
     mean = sum(map(float, result.fold_miou)) / 4
     assert abs(mean - float(result.miou)) <= 0.08 or "not the printed" in result.remark
+
+
+def test_data_sets_go_by_the_names_they_have_on_the_board() -> None:
+    """A number under another name would never be shown."""
+    for module in pkgutil.iter_modules(datamodules.__path__):
+        import_module(f"datamodules.{module.name}")
+    ours = {cls.name for cls in _subclasses(FewShotDataset)} | {"coco-to-pascal"}
+    without_reader = {"lvis-92i", "paco-part", "pascal-part"}
+    assert {"coco-20i", "isic-2018"} < ours
+    assert {r.dataset for r in all_published()} - ours == without_reader
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for below in cls.__subclasses__():
+        if "name" in vars(below):
+            yield below
+        yield from _subclasses(below)
+
+
+def test_a_result_without_a_miou_says_what_it_is() -> None:
+    assert {r.dataset for r in all_published() if not r.miou} == {"davis-17"}
+    assert all("no mIoU; J&F" in r.remark for r in all_published() if not r.miou)
 
 
 def test_no_result_stands_twice() -> None:
