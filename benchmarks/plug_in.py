@@ -39,6 +39,8 @@ class Networks:
     """The teacher, and the student as stage 1 left it."""
 
     def __init__(self, adapter: Path, backbone_weights: str | None, sam: str | None, device: str) -> None:
+        if not adapter.is_file():
+            raise UserError(f"There is no adapter {adapter}. Stage 1 (methods/fsdino_distill.yaml) writes it.")
         with safe_open(adapter, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("fssbench_distillation", "{}"))
         if not facts:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.suite import MethodWords, read_suite
-from fssbench.cli.trainer import number_of_folds, run_once
+from fssbench.cli.trainer import TERMINATED, number_of_folds, run_once
 from fssbench.errors import UserError
 from fssbench.files import write_text_whole
 from fssbench.results.store import ResultStore
@@ -154,9 +154,12 @@ def _run_all(cells: Sequence[Cell], words: dict[str, list[str]], shots: Sequence
     for number, cell in enumerate(cells, 1):
         began, name = time.monotonic(), f"{cell.row}, fold {cell.fold}, seed {cell.seed}"
         try:
-            status = max(
+            statuses = (
                 run_once(verb, list(arguments)) for verb, arguments in commands(cell, words[cell.row], shots, out)
             )
+            status = next((status for status in statuses if status), 0)  # no test where the training did not end
+            if status == TERMINATED:
+                raise KeyboardInterrupt
         except UserError as error:
             status, name = 1, f"{name}: {error}"
         gc.collect()  # a finished run's features, which its trainer and method keep alive in a circle
@@ -173,3 +176,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except UserError as error:
         sys.exit(f"ablations: {error}")
+    except KeyboardInterrupt:
+        sys.exit("ablations: interrupted; the same command goes on where it was")

@@ -174,7 +174,8 @@ class FssbenchCLI(LightningCLI):
                 kwargs["logger"] = default_loggers(self.run_dir) + ([] if chosen in (None, True) else as_list(chosen))
             if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
                 callbacks.append(last_checkpoint(self.run_dir))
-            label = self.datamodule.selection_label
+            episodes = isinstance(self.datamodule, EpisodicDataModule)  # images are selected by stages, or not at all
+            label = self.datamodule.selection_label if episodes else None
             if label is not None:
                 callbacks.append(BestCheckpoint(self.run_dir, label))
         else:

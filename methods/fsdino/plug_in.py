@@ -31,8 +31,8 @@ class Object(NamedTuple):
 
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom edge as parts of the picture, in [0, 1]."""
-        rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
         height, width = self.mask.shape
+        rows, columns = (np.flatnonzero(self.mask.any(axis)).tolist() for axis in (1, 0))
         return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
     def point(self) -> tuple[float, float]:
