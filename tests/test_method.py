@@ -157,7 +157,7 @@ def test_equal_keys_of_training_images_mean_equal_images(augment: str) -> None:
     data = Toy(image_size=8, batch_size=8, episodes_per_epoch=32, augment=augment)
     data.prepare_data()
     data.setup("fit")
-    images: dict[str, list[Tensor]] = {}
+    images: dict[str, list[torch.Tensor]] = {}
     for batch in data.train_dataloader():
         for key, image in zip(batch.query_key, batch.query_image, strict=True):
             images.setdefault(key, []).append(image)
