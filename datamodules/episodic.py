@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augmentation, augment, make_augmentation
+from datamodules.by_image import single_threaded, stream
 from datamodules.policies import for_training, training_lists
 from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
@@ -262,7 +264,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         squares = self._squares(for_training(self.dataset, self.fold, self.training_policy))
         pipeline = make_augmentation(self.augment, squares.side)
         source = TrainingEpisodes(squares, self.training_classes, self.shot, self.seed, pipeline, void_is_background)
-        return self._loader(source, count, self.batch_size, pad=True)
+        return self._loader(source, count, self.batch_size, self.num_workers, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
         """Batches of base-class validation episodes."""
@@ -286,10 +288,28 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return Squares(dataset or self.dataset, self.image_size, self.image_memory / max(1, self.num_workers))
 
     def _manifest_loader(self, manifest: Manifest) -> DataLoader[EpisodeBatch]:
-        source = ManifestEpisodes(self._squares(), manifest, self._void_is_background)
-        return self._loader(source, len(manifest.episodes), self.eval_batch_size, pad=False)
+        """All episodes of a manifest. A method that encodes images ahead of them reads these by themselves (`stream`):
+        it gets episodes without images, ordered by class and in blocks, so that processes share few images."""
+        count, method = len(manifest.episodes), self.trainer.lightning_module if self.trainer else None
+        ahead = getattr(method, "encodes_ahead", False)
+        workers = self.num_workers // 2 if ahead else self.num_workers
+        order = None
+        if ahead and not self.observers:  # which see episodes in order
+            order = sorted(range(count), key=lambda index: manifest.episodes[index].class_id)
+        source = ManifestEpisodes(
+            self._squares(), manifest, self._void_is_background, ahead, max(0, self.num_workers - workers)
+        )
+        return self._loader(source, count, self.eval_batch_size, workers, pad=False, order=order)
 
-    def _loader(self, source: Dataset[EpisodeBatch], count: int, batch_size: int, pad: bool) -> DataLoader[Any]:
+    def _loader(
+        self,
+        source: Dataset[EpisodeBatch],
+        count: int,
+        batch_size: int,
+        workers: int,
+        pad: bool,
+        order: Sequence[int] | None = None,
+    ) -> DataLoader[Any]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if count < world_size:  # a process without a batch would leave the others waiting for it
             raise UserError(
@@ -299,12 +319,12 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return DataLoader(
             source,
             batch_size=batch_size,
-            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad),
-            num_workers=self.num_workers,
+            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad, order=order),
+            num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=pad and self.num_workers > 0,
-            worker_init_fn=_quiet_worker,
+            persistent_workers=pad and workers > 0,
+            worker_init_fn=single_threaded,
         )
 
 
@@ -355,11 +375,22 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
 
 
 class ManifestEpisodes(Dataset[EpisodeBatch]):
-    """Evaluation episodes by their number in a manifest."""
+    """Evaluation episodes by their number in a manifest.
 
-    def __init__(self, squares: Squares, manifest: Manifest, void_is_background: bool = False) -> None:
+    With `by_image` they come without images (0x0 pixels), which `stream` gives, read by `workers` processes.
+    """
+
+    def __init__(
+        self,
+        squares: Squares,
+        manifest: Manifest,
+        void_is_background: bool = False,
+        by_image: bool = False,
+        workers: int = 0,
+    ) -> None:
         self.squares, self.manifest = squares, manifest
         self.void_is_background = void_is_background
+        self.by_image, self.workers = by_image, workers
 
     def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
         _, index = position
@@ -367,10 +398,27 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
         full: np.ndarray | None = None
         pairs = []
         for key in (episode.query, *episode.supports):
-            image, mask, original = self.squares.read(key, episode.class_id)
+            if self.by_image:
+                image = _NO_IMAGE
+                mask, original = self.squares.mask(key, episode.class_id)
+            else:
+                image, mask, original = self.squares.read(key, episode.class_id)
             full = original if full is None else full
             pairs.append((image, mask))
         return _batch_of_one(episode, index, pairs, full, self.void_is_background)
+
+    def keys(self, position: tuple[int, int]) -> tuple[str, ...]:
+        """The images of an episode, the query first."""
+        episode = self.manifest.episodes[position[1]]
+        return (episode.query, *episode.supports)
+
+    def stream(self, keys: Sequence[str]) -> Iterator[Tensor]:
+        """Images (S, S, 3) uint8 by their keys, in order."""
+        classes = {key: e.class_id for e in self.manifest.episodes for key in (e.query, *e.supports)}
+        return stream(self.squares, [(key, classes[key]) for key in keys], self.workers)
+
+
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 
 
 def _batch_of_one(
@@ -402,10 +450,6 @@ def default_workers() -> int:
     """Loader processes for this machine: none on one or two cores, where they only take turns with the network."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return 0 if cores <= 2 else min(8, cores - 1)
-
-
-def _quiet_worker(worker_id: int) -> None:
-    cv2.setNumThreads(0)  # one thread per worker; its own pool would oversubscribe the machine
 
 
 def data_root(root: str | None, name: str) -> Path:

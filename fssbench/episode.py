@@ -22,9 +22,10 @@ AUGMENTED = "#"
 class EpisodeBatch:
     """A batch of B episodes with K supports each.
 
-    query_image      (B, 3, H, W) float32 in [0, 1], RGB, not normalised: each encoder normalises for itself
+    query_image      (B, 3, H, W) float32 in [0, 1], RGB, not normalised: each encoder normalises for itself; (B, 3, 0, 0)
+                     where the images come by themselves, each once (FewShotMethod.encodes_ahead)
     query_mask       (B, H, W) uint8 {0, 1, 255} at network size, for the loss
-    support_images   (B, K, 3, H, W) float32 in [0, 1]
+    support_images   (B, K, 3, H, W) float32 in [0, 1], or (B, K, 3, 0, 0)
     support_masks    (B, K, H, W) uint8 {0, 1, 255}; 255 = ignore
     query_mask_full  B tensors (H0, W0) uint8 {0, 1, 255} at original size, for scoring
     class_id         (B,) int64, class index inside the data set
