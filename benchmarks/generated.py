@@ -70,19 +70,20 @@ class Generated(EpisodicDataModule):
         return GeneratedDataset(self.classes, self.images)
 
 
-def build(name: str, size: str, **settings: Any) -> FewShotMethod:
-    """A method with random weights in one of `SIZES`, as if it were trained."""
+def build(name: str, size: str, scale: int = 1, **settings: Any) -> FewShotMethod:
+    """A method with random weights in one of `SIZES`, as if it were trained; `scale` multiplies the sides of its inputs."""
     facts = SIZES[size]
-    vit = {"backbone": facts["vit"], "backbone_weights": "random", "image_size": facts["side"]}
+    vit, side = facts["vit"], scale * facts["side"]
+    common = {"backbone_weights": "random", "image_size": side}
     method: FewShotMethod
     if name == "prototype":
-        method = prototype.Prototype(**{**vit, **settings})
+        method = prototype.Prototype(**{"backbone": vit, **common, **settings})
     elif name == "fsdino":
-        method = fsdino.FSDINO(**{**vit, "sam_weights": "random", **settings})
+        method = fsdino.FSDINO(**{"backbone": vit, "sam_weights": "random", **common, **settings})
     else:
-        own = {"sam2_size": facts["sam2"], "sam2_weights": "random", "image_size": facts["sam2_side"]}
-        dino = {"dino": facts["vit"], "backbone_weights": "random", "dino_image_size": facts["dino_side"]}
-        method = sam2fss.SAM2FSS(**{**own, **dino, "precision": "fp32", **settings})
+        common = {**common, "image_size": scale * facts["sam2_side"], "dino_image_size": scale * facts["dino_side"]}
+        own = {"sam2_size": facts["sam2"], "sam2_weights": "random", "dino": vit, "precision": "fp32"}
+        method = sam2fss.SAM2FSS(**{**own, **common, **settings})
     method.trained = True
     return method
 
@@ -96,9 +97,12 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return Trainer(**{**silent, **ours, "default_root_dir": str(folder), **settings})
 
 
-def test_seconds(method: FewShotMethod, data: Generated, folder: Path, clock: Callable[[], float]) -> float:
-    """Seconds of a whole test with a method that exists: lists, images, encoder, `segment` and scores."""
-    runner = trainer(folder)
+def seconds_of_test(
+    method: FewShotMethod, data: Generated, folder: Path, clock: Callable[[], float], **settings: Any
+) -> float:
+    """Seconds of a whole test with a method that exists: lists, images, encoder, `segment` and scores. `settings` are the
+    Trainer's."""
+    runner = trainer(folder, **settings)
     began = clock()
     runner.test(method, datamodule=data, verbose=False)
     return clock() - began

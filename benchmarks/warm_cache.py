@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generated import SIZES, Generated, build, test_seconds
+from generated import SIZES, Generated, build, seconds_of_test
 from measuring import CLOCKS, alternating, heading, median_ratio
 
 from fssbench.encoders.cache import FeatureCache
@@ -63,7 +63,7 @@ def row(method: FewShotMethod, shot: int, options: argparse.Namespace) -> str:
 
         def run(cache: FeatureCache) -> float:
             method.cache = cache
-            seconds = test_seconds(method, data(), Path(name), clock)
+            seconds = seconds_of_test(method, data(), Path(name), clock)
             rows = [{n: v for n, v in row.items() if n != "seconds"} for row in method.episode_rows]
             counted.append(rows)
             assert rows == counted[0], "all runs count the same pixels"

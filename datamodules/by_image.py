@@ -37,6 +37,7 @@ def stream(squares: Squares, positions: Sequence[tuple[str, int]], workers: int)
         collate_fn=torch.stack,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=single_threaded,
+        generator=torch.Generator(),  # its own, so that the caller's random state does not depend on the cache
     )
     for piece in loader:
         yield from piece

@@ -93,7 +93,7 @@ class FewShotMethod(Trainable):
         """What each tensor of `encode` depends on besides the pixels, for the store on disk: name -> text.
 
         By default all of them together depend on everything: class, settings and frozen weights. A method that names
-        the encoder's own kinds (`ViTEncoder.kind`) shares its stored features with others.
+        the encoder's own kinds (`ViTEncoder.kinds`) shares its stored features with others.
         """
         frozen = self.frozen_sha256()
         return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}

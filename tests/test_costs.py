@@ -56,7 +56,7 @@ class Counted(Toy):
         return dataset
 
 
-def tested(folder: Path, method: FewShotMethod, **kwargs: Any) -> Counted:
+def run_test(folder: Path, method: FewShotMethod, **kwargs: Any) -> Counted:
     data = Counted(**kwargs)
     make_trainer(folder).test(method, datamodule=data, verbose=False)
     return data
@@ -66,7 +66,7 @@ def tested(folder: Path, method: FewShotMethod, **kwargs: Any) -> Counted:
 @pytest.mark.parametrize("eval_batch_size", [1, 5])
 def test_a_test_reads_and_encodes_each_image_once(tmp_path: Path, shot: int, eval_batch_size: int) -> None:
     method = Counting()
-    data = tested(tmp_path, method, shot=shot, eval_batch_size=eval_batch_size)
+    data = run_test(tmp_path, method, shot=shot, eval_batch_size=eval_batch_size)
     images = data.test_manifest.images()
     assert method.passes == [1] * len(images), "one at a time on the CPU"
     assert data.images_read == dict.fromkeys(images, 1)
@@ -75,20 +75,20 @@ def test_a_test_reads_and_encodes_each_image_once(tmp_path: Path, shot: int, eva
 def test_groups_of_images_need_few_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FeatureCache, "group_on", lambda self, device: 8)
     method = Counting()
-    data = tested(tmp_path, method, eval_batch_size=1)
+    data = run_test(tmp_path, method, eval_batch_size=1)
     images = len(data.test_manifest.images())
     assert sum(method.passes) == images
     assert method.passes[0] == 1
     assert len(method.passes) <= 1 + -(-(images - 1) // 7)
     alone = FreeMethod()
-    tested(tmp_path, alone, eval_batch_size=1)
+    run_test(tmp_path, alone, eval_batch_size=1)
     assert method.scores == alone.scores
 
 
 def test_without_a_cache_every_episode_encodes_its_images(tmp_path: Path) -> None:
     method = Counting()
     method.cache = FeatureCache(0)
-    data = tested(tmp_path, method, shot=2)
+    data = run_test(tmp_path, method, shot=2)
     assert sum(method.passes) == 3 * len(data.test_manifest.episodes)
 
 
@@ -109,7 +109,7 @@ def test_features_are_written_once_and_read_by_later_runs(tmp_path: Path) -> Non
     def run() -> tuple[Counting, FeatureStore, int]:
         method, store = Counting(), FeatureStore(tmp_path / "features", 1)
         method.cache = FeatureCache(store=store)
-        data = tested(tmp_path, method, shot=2)
+        data = run_test(tmp_path, method, shot=2)
         return method, store, len(data.test_manifest.images())
 
     method, store, images = run()
@@ -140,14 +140,14 @@ class Waiting(FreeMethod):
         return method
 
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
-        self.within = True
+        self.within = batch_idx > 0  # the first one starts the loader of images
         super().test_step(batch, batch_idx)
         self.within = False
 
 
 def test_no_test_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method = Waiting(monkeypatch)
-    tested(tmp_path, method, shot=2, eval_batch_size=3)
+    run_test(tmp_path, method, shot=2, eval_batch_size=3)
     assert method.complete
     assert method.waits.total() == 0
     method.within = True
@@ -181,7 +181,7 @@ def test_an_interrupted_look_ahead_leaves_a_whole_test(tmp_path: Path) -> None:
     trainer.test(method, datamodule=data, verbose=False)
     assert not method.complete
     fresh = FreeMethod()
-    tested(tmp_path, method)
-    tested(tmp_path, fresh)
+    run_test(tmp_path, method)
+    run_test(tmp_path, fresh)
     assert method.complete
     assert method.scores == fresh.scores
