@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--method", default="prototype", help="prototype, fsdino or sam2fss (default: prototype)")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the network (default: small)")
     parser.add_argument("--episodes", type=int, default=BASE["episodes per class"], help="per class (default: 4)")
+    parser.add_argument("--only", choices=STEPS, nargs="+", default=list(STEPS), help="default: all quantities")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
     parser.add_argument("--one", type=json.loads, help="only measure one run, given as JSON")
@@ -47,8 +48,8 @@ def main() -> None:
     print(heading("torch", "timm") + f"; one thread, {options.clock} clock, {options.method}, {options.size} size")
     print("\n| quantity | values | seconds | growth | peak MiB |")
     print("|---|---|---|---|---|")
-    for quantity, factors in STEPS.items():
-        cases = [{**base, quantity: base[quantity] * factor} for factor in factors]
+    for quantity in options.only:
+        cases = [{**base, quantity: base[quantity] * factor} for factor in STEPS[quantity]]
         peaks: list[list[float]] = [[] for _ in cases]
         actions = [partial(measured, case, found) for case, found in zip(cases, peaks, strict=True)]
         seconds = [statistics.median(times) for times in alternating(actions, options.rounds)]

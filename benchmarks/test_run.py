@@ -23,6 +23,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,7 @@ def main() -> None:
 def measure(arguments: list[str], results: Path, rounds: int, clock_name: str) -> None:
     """Run both sides in turn and print the table."""
     clock = CLOCKS[clock_name]
-    cli, _, _ = whole_run(arguments, results, clock)
-    arguments = [*arguments, *with_weights_file(cli.model, results.parent)]
+    arguments = [*arguments, *weights_file(arguments, results.parent)]
     cli, _, _ = whole_run(arguments, results, clock)  # warms up both sides
     images = distinct_images(cli)
     device = cli.trainer.strategy.root_device
@@ -99,12 +99,13 @@ def measure(arguments: list[str], results: Path, rounds: int, clock_name: str) -
     print(f"| test run, whole | {statistics.median(whole):.2f} | {median_ratio(whole, bare):.2f} |")
 
 
-def with_weights_file(model: Any, folder: Path) -> list[str]:
-    """Arguments that give the model random weights from a file, where it has some that it draws itself."""
-    if model.hparams.get("backbone_weights") != "random":
+def weights_file(arguments: list[str], folder: Path) -> list[str]:
+    """Arguments that take random weights from a file, where `arguments` ask for them to be drawn."""
+    chosen = dict(pairwise(arguments))
+    if chosen.get("--model.backbone_weights") != "random" or "--model.backbone" not in chosen:
         return []
     file = folder / "weights.safetensors"
-    network = timm.create_model(model.hparams["backbone"], num_classes=0, dynamic_img_size=True)
+    network = timm.create_model(chosen["--model.backbone"], num_classes=0, dynamic_img_size=True)
     save_file(network.state_dict(), file)
     return ["--model.backbone_weights", str(file)]
 

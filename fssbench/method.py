@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, cast
@@ -30,6 +29,7 @@ from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
 from fssbench.metrics.square import square_target
 from fssbench.protocols.voting import vote_logits
+from fssbench.timer import Timer
 from fssbench.trainable import Trainable
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
@@ -150,7 +150,7 @@ class FewShotMethod(Trainable):
 
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
-        timer = _Timer(self.device)
+        timer = Timer(self.device)
         logits = self._logits(batch)
         counts = _count(self._masks(logits, batch), batch)
         self.metric.update(counts, batch.class_id)
@@ -313,31 +313,6 @@ class EpisodeRef:
     def of(cls, batch: EpisodeBatch) -> EpisodeRef:
         """The reference of a batch."""
         return cls(batch.episode_id, batch.class_id, batch.query_key, batch.support_keys)
-
-
-class _Timer:
-    """Seconds of a piece of work; on CUDA measured by events, read only when asked, so that nothing waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        if self._cuda:
-            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._start.record()
-        else:
-            self._began = time.perf_counter()
-
-    def stop(self) -> Any:
-        """A function that gives the seconds from construction until now."""
-        if self._cuda:
-            self._end.record()
-
-            def seconds() -> float:
-                self._end.synchronize()
-                return self._start.elapsed_time(self._end) / 1000
-
-            return seconds
-        passed = time.perf_counter() - self._began
-        return lambda: passed
 
 
 def _with_size(counts: Tensor, targets: list[Tensor]) -> Tensor:

@@ -239,7 +239,9 @@ class FssbenchCLI(LightningCLI):
         """The whole resolved configuration as plain values, for records and run folders."""
         import yaml
 
-        dumped = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
+        dumped = self.parser.dump(
+            self.config, skip_link_targets=False, skip_unset=False, skip_validation=True, format="yaml"
+        )
         content: dict[str, Any] = yaml.safe_load(dumped)
         content = content[self.subcommand] if self.subcommand else content
         return {key: value for key, value in content.items() if key not in ("config", "overwrite")}
