@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from fssbench.encoders.cache import FeatureCache, Features
@@ -150,9 +151,21 @@ class EncodeAhead:
             self._run(Load((first,), ()))
         room = self.cache.limit // self.cache.image_bytes
         group = min(self.cache.group_on(self.device), max(1, room))
-        loads = list(plan(self.uses, room, group, self.cache.keys()))
+        known = self.cache.keys()
+        loads = list(plan(self.uses, room, group, known))
+        self._tell(len({key for keys in self.uses for key in keys}), sum(len(load.images) for load in loads), known)
         self._images = self.read([key for load in loads for key in load.images])
         self._loads = deque(loads)
+
+    def _tell(self, distinct: int, planned: int, known: Sequence[str]) -> None:
+        """Say so where the memory is too small for each image to be encoded once."""
+        needed = distinct * self.cache.image_bytes
+        if needed > self.cache.limit and planned + len(known) > distinct:
+            mebibytes = -(-needed // 2**20)
+            rank_zero_info(
+                f"The features of {distinct} images take {mebibytes} MiB, more than --feature_cache allows, so {planned} "
+                f"images are encoded. --feature_cache {mebibytes} avoids that; --feature_disk reads them again instead."
+            )
 
     def _run(self, load: Load) -> None:
         self.cache.drop(load.drop)

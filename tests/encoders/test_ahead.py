@@ -111,6 +111,18 @@ def test_features_are_those_of_the_images_whatever_is_forgotten(room: int) -> No
     assert cache.encoded == 20 or room < 20
 
 
+def test_a_memory_that_is_too_small_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    source, uses = Source(), [("i1", "i2"), ("i3", "i4"), ("i1", "i2")]
+    with caplog.at_level("INFO"):
+        for room, expected in ((4, ""), (2, "6 images are encoded. --feature_cache 1 avoids")):
+            cache = FeatureCache(room * 16 / 2**20)
+            ahead = EncodeAhead(cache, uses, source.read, source.encode, torch.device("cpu"))
+            for keys in uses:
+                ahead.features(keys)
+            assert expected in caplog.text
+            assert bool(caplog.text) == bool(expected)
+
+
 def test_groups_are_full_where_there_are_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FeatureCache, "group_on", lambda self, device: 8)
     source, uses = Source(), episodes(40, 20, 2)
