@@ -32,7 +32,7 @@ def stream(squares: Squares, positions: Sequence[tuple[str, int]], workers: int)
     loader = DataLoader(
         ImagesByKey(squares),
         batch_size=PIECE if workers else 1,
-        sampler=positions,  # type: ignore[arg-type]  # any iterable of what the data set takes
+        sampler=positions,
         num_workers=workers,
         collate_fn=torch.stack,
         pin_memory=torch.cuda.is_available(),
