@@ -125,7 +125,8 @@ class FewShotMethod(Trainable):
 
     def _look_ahead(self, loader: Any) -> None:
         """Learn which images the episodes of a loader share, where they come without them."""
-        self._ahead, source = None, getattr(loader, "dataset", None)
+        self._ahead = None
+        source: Any = getattr(loader, "dataset", None)
         if getattr(source, "by_image", False):
             sampler = loader.batch_sampler  # its own iterator may be in use already
             keys = [source.keys(position) for position in sampler.sampler]
