@@ -16,20 +16,17 @@ step has loaded the libraries; on a GPU torch's own peak. Goal: at least 2 times
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
-from measuring import CLOCKS, alternating, heading, median_ratio
+from measuring import CLOCKS, alternating, forget_peak, heading, median_ratio, of_own_process, resident
 from torch import Tensor, nn
 
 from methods.fsdino.correlation import CorrConfig, CorrelationPrompt
 
 SIDES = ("plain", "ours", "recomputing")
-DONE = "peak bytes:"
 
 
 class PlainConv(nn.Module):
@@ -159,7 +156,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.peak:
-        print(DONE, peak(Task(options.peak, options), options, not options.forward))
+        print(json.dumps({"peak": peak(Task(options.peak, options), options, not options.forward)}))
         return
     print(heading("torch") + f"; {torch.get_num_threads()} thread(s), {options.device}, {options.clock} clock")
     tasks = [Task(side, options) for side in SIDES]
@@ -194,9 +191,7 @@ def check(tasks: list[Task]) -> None:
 
 def of_process(side: str, backward: bool) -> int:
     """Peak bytes of a side, measured by this script in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--peak", side, *([] if backward else ["--forward"])]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(printed.split(DONE)[1])
+    return int(of_own_process(__file__, "--peak", side, *([] if backward else ["--forward"]))["peak"])
 
 
 def peak(task: Task, options: argparse.Namespace, backward: bool) -> int:
@@ -207,18 +202,10 @@ def peak(task: Task, options: argparse.Namespace, backward: bool) -> int:
         torch.cuda.reset_peak_memory_stats()
         task.step(backward)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the highest resident set starts anew (a child inherits its parent's)
+    forget_peak()
     before = resident("VmRSS")
     task.step(backward)
     return resident("VmHWM") - before
-
-
-def resident(what: str) -> int:
-    """Bytes of this process now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 if __name__ == "__main__":

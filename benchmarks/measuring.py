@@ -6,10 +6,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,6 +70,28 @@ def alternating(actions: Sequence[Callable[[], float]], rounds: int) -> list[lis
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def resident(what: str) -> int:
+    """Bytes of this process now (VmRSS) or at most (VmHWM); Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def forget_peak() -> None:
+    """The highest resident set starts anew (a child inherits its parent's)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def of_own_process(script: str, *more: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a script prints last, as JSON, run with the arguments of this one and `more` in a process of its own, with
+    `environment` over this one's."""
+    command = [sys.executable, script, *sys.argv[1:], *more]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def heading(*libraries: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augment import Augmentation, augment, make_augmentation, variant
+from datamodules.by_image import stream
 from datamodules.squares import Squares
 from fssbench.episode import IGNORE, EpisodeBatch
 from fssbench.protocols.manifest import Episode, Manifest
@@ -58,11 +61,22 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
 
 
 class ManifestEpisodes(Dataset[EpisodeBatch]):
-    """Evaluation episodes by their number in a manifest."""
+    """Evaluation episodes by their number in a manifest.
 
-    def __init__(self, squares: Squares, manifest: Manifest, void_is_background: bool = False) -> None:
+    With `by_image` they come without images (0x0 pixels), which `stream` gives, read by `workers` processes.
+    """
+
+    def __init__(
+        self,
+        squares: Squares,
+        manifest: Manifest,
+        void_is_background: bool = False,
+        by_image: bool = False,
+        workers: int = 0,
+    ) -> None:
         self.squares, self.manifest = squares, manifest
         self.void_is_background = void_is_background
+        self.by_image, self.workers = by_image, workers
 
     def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
         _, index = position
@@ -70,10 +84,27 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
         full: np.ndarray | None = None
         pairs = []
         for key in (episode.query, *episode.supports):
-            image, mask, original = self.squares.read(key, episode.class_id)
+            if self.by_image:
+                image = _NO_IMAGE
+                mask, original = self.squares.mask(key, episode.class_id)
+            else:
+                image, mask, original = self.squares.read(key, episode.class_id)
             full = original if full is None else full
             pairs.append((image, mask))
         return _batch_of_one(episode, index, pairs, full, self.void_is_background)
+
+    def keys(self, position: tuple[int, int]) -> tuple[str, ...]:
+        """The images of an episode, the query first."""
+        episode = self.manifest.episodes[position[1]]
+        return (episode.query, *episode.supports)
+
+    def stream(self, keys: Sequence[str]) -> Iterator[Tensor]:
+        """Images (S, S, 3) uint8 by their keys, in order."""
+        classes = {key: e.class_id for e in self.manifest.episodes for key in (e.query, *e.supports)}
+        return stream(self.squares, [(key, classes[key]) for key in keys], self.workers)
+
+
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 
 
 def _batch_of_one(

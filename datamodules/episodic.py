@@ -7,16 +7,17 @@ Neither depends on workers, processes or devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import cv2
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augmentation
+from datamodules.by_image import single_threaded
 from datamodules.episode_items import ManifestEpisodes, TrainingEpisodes
 from datamodules.parallel import default_workers
 from datamodules.policies import for_training, training_lists
@@ -260,7 +261,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         source = TrainingEpisodes(
             squares, self.training_classes, self.shot, self.seed, self.augment, void_is_background
         )
-        return self._loader(source, count, self.batch_size, pad=True)
+        return self._loader(source, count, self.batch_size, self.num_workers, pad=True)
 
     def val_dataloader(self) -> DataLoader[EpisodeBatch]:
         """Batches of base-class validation episodes."""
@@ -284,10 +285,28 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return Squares(dataset or self.dataset, self.image_size, self.image_memory / max(1, self.num_workers))
 
     def _manifest_loader(self, manifest: Manifest) -> DataLoader[EpisodeBatch]:
-        source = ManifestEpisodes(self._squares(), manifest, self._void_is_background)
-        return self._loader(source, len(manifest.episodes), self.eval_batch_size, pad=False)
+        """All episodes of a manifest. A method that encodes images ahead of them reads these by themselves (`stream`):
+        it gets episodes without images, ordered by class and in blocks, so that processes share few images."""
+        count, method = len(manifest.episodes), self.trainer.lightning_module if self.trainer else None
+        ahead = getattr(method, "encodes_ahead", False)
+        workers = self.num_workers // 2 if ahead else self.num_workers
+        order = None
+        if ahead and not self.observers:  # which see episodes in order
+            order = sorted(range(count), key=lambda index: manifest.episodes[index].class_id)
+        source = ManifestEpisodes(
+            self._squares(), manifest, self._void_is_background, ahead, max(0, self.num_workers - workers)
+        )
+        return self._loader(source, count, self.eval_batch_size, workers, pad=False, order=order)
 
-    def _loader(self, source: Dataset[EpisodeBatch], count: int, batch_size: int, pad: bool) -> DataLoader[Any]:
+    def _loader(
+        self,
+        source: Dataset[EpisodeBatch],
+        count: int,
+        batch_size: int,
+        workers: int,
+        pad: bool,
+        order: Sequence[int] | None = None,
+    ) -> DataLoader[Any]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if count < world_size:  # a process without a batch would leave the others waiting for it
             raise UserError(
@@ -297,14 +316,10 @@ class EpisodicDataModule(LightningDataModule, ABC):
         return DataLoader(
             source,
             batch_size=batch_size,
-            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad),
-            num_workers=self.num_workers,
+            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad, order=order),
+            num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=pad and self.num_workers > 0,
-            worker_init_fn=_quiet_worker,
+            persistent_workers=pad and workers > 0,
+            worker_init_fn=single_threaded,
         )
-
-
-def _quiet_worker(worker_id: int) -> None:
-    cv2.setNumThreads(0)  # one thread per worker; its own pool would oversubscribe the machine

@@ -40,6 +40,11 @@ class Squares:
         mask = self._mask(key, class_id, size)
         return image, resize_mask(mask, self.side), mask
 
+    def mask(self, key: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mask (S, S) and mask (H0, W0), as `read` gives them, without the image."""
+        mask = self.dataset.read_mask(key, class_id)
+        return resize_mask(mask, self.side), mask
+
     def original(self, key: str, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H0, W0, 3) uint8 and mask (H0, W0) uint8 {0, 1, 255} at original size, decoded anew each time."""
         image = self.dataset.read_image(key)

@@ -22,9 +22,10 @@ AUGMENTED = "#"
 class EpisodeBatch:
     """A batch of B episodes with K supports each.
 
-    query_image      (B, 3, H, W) float32 in [0, 1], RGB, not normalised: each encoder normalises for itself
+    query_image      (B, 3, H, W) float32 in [0, 1], RGB, not normalised: each encoder normalises for itself; (B, 3, 0, 0)
+                     where the images come by themselves, each once (FewShotMethod.encodes_ahead)
     query_mask       (B, H, W) uint8 {0, 1, 255} at network size, for the loss
-    support_images   (B, K, 3, H, W) float32 in [0, 1]
+    support_images   (B, K, 3, H, W) float32 in [0, 1], or (B, K, 3, 0, 0)
     support_masks    (B, K, H, W) uint8 {0, 1, 255}; 255 = ignore
     query_mask_full  B tensors (H0, W0) uint8 {0, 1, 255} at original size, for scoring
     class_id         (B,) int64, class index inside the data set
@@ -53,8 +54,11 @@ class EpisodeBatch:
         """Number of supports K."""
         return self.support_images.shape[1]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> EpisodeBatch:
-        """The same batch with every tensor on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> EpisodeBatch:
+        """The same batch with every tensor on `device`. By default a copy to another device than the CPU is not waited for:
+        the loader leaves batches in page-locked memory."""
+        if non_blocking is None:
+            non_blocking = torch.device(device).type != "cpu"
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EpisodeBatch:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, cast
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fssbench.checkpoint import class_path
+from fssbench.encoders.ahead import EncodeAhead
 from fssbench.encoders.cache import ALL, FeatureCache, Features
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
@@ -29,6 +29,7 @@ from fssbench.metrics.iou import FewShotIoU, episode_counts
 from fssbench.metrics.scores import IoUScores
 from fssbench.metrics.square import Square, square_target
 from fssbench.protocols.voting import vote_logits
+from fssbench.timer import Timer
 from fssbench.trainable import Trainable
 
 COUNT_NAMES = ("fg_intersection", "fg_union", "bg_intersection", "bg_union")
@@ -59,6 +60,7 @@ class FewShotMethod(Trainable):
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
         self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Any]] = []
+        self._ahead: EncodeAhead | None = None
 
     # -- what a method is -----------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class FewShotMethod(Trainable):
         """What each tensor of `encode` depends on besides the pixels, for the store on disk: name -> text.
 
         By default all of them together depend on everything: class, settings and frozen weights. A method that names
-        the encoder's own kinds (`ViTEncoder.kind`) shares its stored features with others.
+        the encoder's own kinds (`ViTEncoder.kinds`) shares its stored features with others.
         """
         frozen = self.frozen_sha256()
         return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}
@@ -101,15 +103,37 @@ class FewShotMethod(Trainable):
         query, support = self._features(batch)
         return self.segment(query, support, batch.support_masks)
 
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether the images of a manifest are encoded by themselves, each once; its episodes then come without images.
+        Without a feature cache every episode brings its images, and they are encoded with it."""
+        return self.cache.limit > 0
+
     def _features(self, batch: EpisodeBatch) -> tuple[Features, Features]:
         """Frozen features of queries (B, ...) and supports (B, K, ...), each distinct image encoded once."""
         keys = [*batch.query_key, *(key for episode in batch.support_keys for key in episode)]
-        images = torch.cat([batch.query_image, batch.support_images.flatten(0, 1)])
         with torch.no_grad():
-            features = self.cache.features(keys, images, self.encode)
+            if batch.query_image.numel():
+                images = torch.cat([batch.query_image, batch.support_images.flatten(0, 1)])
+                features = self.cache.features(keys, images, self.encode)
+            else:
+                assert self._ahead is not None, "a batch without images, and no loader to take them from"
+                features = self._ahead.features(keys)
         query = {name: value[: batch.size] for name, value in features.items()}
         support = {name: v[batch.size :].unflatten(0, (batch.size, batch.shot)) for name, v in features.items()}
         return query, support
+
+    def _look_ahead(self, loader: Any) -> None:
+        """Learn which images the episodes of a loader share, where they come without them."""
+        self._ahead = None
+        source: Any = getattr(loader, "dataset", None)
+        if getattr(source, "by_image", False):
+            sampler = loader.batch_sampler  # its own iterator may be in use already
+            keys = [source.keys(position) for position in sampler.sampler]
+            size = sampler.batch_size
+            batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+            uses = [tuple(dict.fromkeys(key for episode in batch for key in episode)) for batch in batches]
+            self._ahead = EncodeAhead(self.cache, uses, source.stream, self.encode, self.device)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +151,7 @@ class FewShotMethod(Trainable):
 
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
-        timer = _Timer(self.device)
+        timer = Timer(self.device)
         logits = self._logits(batch)
         counts = _count(self._masks(logits, batch), batch)
         self.metric.update(counts, batch.class_id)
@@ -187,6 +211,7 @@ class FewShotMethod(Trainable):
     def on_validation_start(self) -> None:
         """Counts of this validation start at zero."""
         self._start_counting(self._data.val_manifest.class_ids)
+        self._look_ahead(self.trainer.val_dataloaders)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation episodes, which a callback may monitor."""
@@ -203,6 +228,7 @@ class FewShotMethod(Trainable):
                 raise UserError(f"The {observer.name} scores are made in one process: use --trainer.devices 1.")
             observer.start()
         self._start_counting(self._data.test_manifest.class_ids)
+        self._look_ahead(self.trainer.test_dataloaders)
 
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
@@ -221,6 +247,7 @@ class FewShotMethod(Trainable):
     def on_predict_start(self) -> None:
         """Refuse to predict with random heads."""
         self.require_trained("predict")
+        self._look_ahead(self.trainer.predict_dataloaders)
 
     def require_trained(self, verb: str) -> None:
         """Raise `UserError` where a trained method has no trained weights."""
@@ -233,12 +260,13 @@ class FewShotMethod(Trainable):
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for ref, counts, square_counts, stop in self._pending:
-            seconds = stop() / len(ref.episode_id)
+            seconds = stop() / len(ref.query_key)
+            episode_ids, class_ids = ref.episode_id.tolist(), ref.class_id.tolist()
             at_square = {side: values.tolist() for side, values in square_counts.items()}
             for b, values in enumerate(counts.tolist()):
                 row = {
-                    "episode_id": ref.episode_id[b],
-                    "class_id": ref.class_id[b],
+                    "episode_id": episode_ids[b],
+                    "class_id": class_ids[b],
                     "query_key": ref.query_key[b],
                     "support_keys": list(ref.support_keys[b]),
                     **dict(zip(ROW_COUNTS, values, strict=True)),
@@ -274,42 +302,18 @@ class FewShotMethod(Trainable):
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeRef:
-    """Which episodes a batch held, without its tensors."""
+    """Which episodes a batch held, without its images and masks. Its ids stay on their device until they are asked for:
+    reading them at once would wait for it."""
 
-    episode_id: list[int]
-    class_id: list[int]
+    episode_id: Tensor
+    class_id: Tensor
     query_key: list[str]
     support_keys: list[tuple[str, ...]]
 
     @classmethod
     def of(cls, batch: EpisodeBatch) -> EpisodeRef:
-        """The reference of a batch (its ids are on the CPU already where the loader made them)."""
-        return cls(batch.episode_id.tolist(), batch.class_id.tolist(), batch.query_key, batch.support_keys)
-
-
-class _Timer:
-    """Seconds of a piece of work; on CUDA measured by events, read only when asked, so that nothing waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        if self._cuda:
-            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._start.record()
-        else:
-            self._began = time.perf_counter()
-
-    def stop(self) -> Any:
-        """A function that gives the seconds from construction until now."""
-        if self._cuda:
-            self._end.record()
-
-            def seconds() -> float:
-                self._end.synchronize()
-                return self._start.elapsed_time(self._end) / 1000
-
-            return seconds
-        passed = time.perf_counter() - self._began
-        return lambda: passed
+        """The reference of a batch."""
+        return cls(batch.episode_id, batch.class_id, batch.query_key, batch.support_keys)
 
 
 def _with_size(counts: Tensor, targets: list[Tensor]) -> Tensor:

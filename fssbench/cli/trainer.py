@@ -174,8 +174,7 @@ class FssbenchCLI(LightningCLI):
                 kwargs["logger"] = default_loggers(self.run_dir) + ([] if chosen in (None, True) else as_list(chosen))
             if not any(isinstance(c, ModelCheckpoint) for c in callbacks):
                 callbacks.append(last_checkpoint(self.run_dir))
-            episodes = isinstance(self.datamodule, EpisodicDataModule)  # images are selected by stages, or not at all
-            label = self.datamodule.selection_label if episodes else None
+            label = self.datamodule.selection_label
             if label is not None:
                 callbacks.append(BestCheckpoint(self.run_dir, label))
         else:
@@ -240,7 +239,9 @@ class FssbenchCLI(LightningCLI):
         """The whole resolved configuration as plain values, for records and run folders."""
         import yaml
 
-        dumped = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")
+        dumped = self.parser.dump(
+            self.config, skip_link_targets=False, skip_unset=False, skip_validation=True, format="yaml"
+        )
         content: dict[str, Any] = yaml.safe_load(dumped)
         content = content[self.subcommand] if self.subcommand else content
         return {key: value for key, value in content.items() if key not in ("config", "overwrite")}

@@ -27,6 +27,8 @@ class FeatureCache:
     a cache changes no number; that also needs images to be encoded in groups whose size does not change the result: one
     by one on the CPU (where that is no slower), in groups of up to `group` elsewhere.
 
+    Where the order of use is known (`fssbench.encoders.ahead`), the caller says what is held and what is dropped.
+
     Args:
         megabytes: MiB of features kept in memory.
         group: images per encoder pass, other than on the CPU.
@@ -47,42 +49,85 @@ class FeatureCache:
         self.store, self.kinds = store, dict(kinds or {})
         self.encoded = 0
         """Images that went through the encoder so far."""
+        self.passes = 0
+        """Calls of the encoder so far."""
+        self.image_bytes = 0
+        """Bytes of the features of an image; 0 before the first one."""
         self._kept: OrderedDict[str, Features] = OrderedDict()
         self._bytes = 0
 
     def clear(self) -> None:
         """Forget what is in memory (after the encoder or its device changed)."""
         self._kept.clear()
-        self._bytes = 0
+        self._bytes = self.image_bytes = 0
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the features of an image are in memory."""
+        return key in self._kept
+
+    def keys(self) -> list[str]:
+        """Images whose features are in memory, the least recently used first."""
+        return list(self._kept)
+
+    def stacked(self, keys: Sequence[str]) -> Features:
+        """Features of images that are all in memory: tensors (len(keys), ...)."""
+        return _stacked([self._kept[key] for key in keys])
+
+    def hold(self, keys: Sequence[str], images: Tensor, encode: Callable[[Tensor], Features]) -> None:
+        """Keep the features of M distinct images, whatever else is kept, until they are dropped."""
+        for key, value in self._found(list(enumerate(keys)), images, encode).items():
+            self._kept[key] = value
+            self._bytes += self.image_bytes
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget images that are in memory."""
+        for key in keys:
+            del self._kept[key]
+            self._bytes -= self.image_bytes
+
+    def group_on(self, device: torch.device) -> int:
+        """Images per encoder pass on a device."""
+        return 1 if device.type == "cpu" else self.group
 
     def features(self, keys: Sequence[str], images: Tensor, encode: Callable[[Tensor], Features]) -> Features:
         """Features of M images, encoding only those that are not known.
 
-        keys    M keys; equal keys mean equal images; one with `AUGMENTED` is not worth a place on disk
+        keys    M keys; equal keys mean equal images; one with `AUGMENTED` is not worth a place
         images  (M, 3, H, W)
         encode  the frozen encoder: (m, 3, H, W) -> tensors (m, ...)
         """
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         wanted = {key: self._kept[key] for key in first if key in self._kept}
         missing = sorted((row, key) for key, row in first.items() if key not in wanted)
+        wanted |= self._found(missing, images, encode)
+        for key, value in wanted.items():
+            self._keep(key, value)
+        return _stacked([wanted[key] for key in keys])
+
+    def _found(
+        self, missing: Sequence[tuple[int, str]], images: Tensor, encode: Callable[[Tensor], Features]
+    ) -> dict[str, Features]:
+        """Features of images that are not in memory, given as (row, key): read from disk, else encoded."""
+        found: dict[str, Features] = {}
         names = self._names_on_disk(missing, images)
         for _, key in missing:
             stored = self._stored(names.get(key), images.device)
             if stored is not None:
-                wanted[key] = stored
-        missing = [(row, key) for row, key in missing if key not in wanted]
-        group = 1 if images.device.type == "cpu" else self.group
+                found[key] = stored
+        missing = [(row, key) for row, key in missing if key not in found]
+        group = self.group_on(images.device)
         for start in range(0, len(missing), group):
             part = missing[start : start + group]
-            made = encode(images[[row for row, _ in part]])
+            made = encode(images[[row for row, _ in part]].contiguous())
             self.encoded += len(part)
+            self.passes += 1
             for position, (_, key) in enumerate(part):
                 # cloned where several share one tensor: a view would keep the whole group alive
                 one = {n: v[position].clone() if group > 1 else v[position] for n, v in made.items()}
-                wanted[key] = self._put(names.get(key), one)
-        for key, value in wanted.items():
-            self._keep(key, value)
-        return {name: torch.stack([wanted[key][name] for key in keys]) for name in wanted[keys[0]]}
+                found[key] = self._put(names.get(key), one)
+        for value in found.values():
+            self.image_bytes = sum(v.numel() * v.element_size() for v in value.values())
+        return found
 
     def _names_on_disk(self, missing: Sequence[tuple[int, str]], images: Tensor) -> dict[str, str]:
         """Key -> SHA-256 of the pixels, for the images that the store may hold."""
@@ -109,14 +154,17 @@ class FeatureCache:
         return {n: self.store.put(self.kinds[n], image, {_ONE: value})[_ONE] for n, value in features.items()}
 
     def _keep(self, key: str, value: Features) -> None:
-        size = sum(v.numel() * v.element_size() for v in value.values())
         if key in self._kept:
             self._kept.move_to_end(key)
             return
-        if size > self.limit:
+        if AUGMENTED in key or self.image_bytes > self.limit:
             return
         self._kept[key] = value
-        self._bytes += size
+        self._bytes += self.image_bytes
         while self._bytes > self.limit:
-            _, old = self._kept.popitem(last=False)
-            self._bytes -= sum(v.numel() * v.element_size() for v in old.values())
+            self._kept.popitem(last=False)
+            self._bytes -= self.image_bytes
+
+
+def _stacked(features: Sequence[Features]) -> Features:
+    return {name: torch.stack([one[name] for one in features]) for name in features[0]}

@@ -25,6 +25,7 @@ from fssbench.encoders.weights import (
     without_head,
 )
 from fssbench.errors import UserError, nearest
+from fssbench.files import sha256_text
 
 FROM_WEIGHTS = "from_weights"
 """Encoder name that takes the model itself from the weights file (see `fssbench.encoders.weights.save_vit`)."""
@@ -98,17 +99,21 @@ class ViTEncoder(nn.Module):
         """Stays in eval mode, whatever Lightning asks for: a frozen encoder has one behaviour."""
         return super().train(False)
 
-    def kind(self, block: int) -> str:
-        """What the features of a returned block depend on besides the pixels, as text: the name of their files on disk.
+    def kinds(self) -> dict[int, str]:
+        """What the features of each returned block depend on besides the pixels, as text: the name of their files on disk.
 
-        Two encoders with the same weights up to that block share it, whichever other blocks they return.
+        Two encoders with the same weights up to a block share it, whichever other blocks they return.
         """
-        above = tuple(f"vit.blocks.{n}." for n in range(block, self.depth))
-        weights = {name: t for name, t in self.state_dict().items() if not name.startswith(above)}
-        return (
-            f"{self.name} block {block}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
-            f"mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}, weights {tensors_sha256(weights)}"
-        )
+        digests = {name: tensors_sha256({name: value}) for name, value in self.state_dict().items()}
+        found = {}
+        for block in self.blocks:
+            above = tuple(f"vit.blocks.{n}." for n in range(block, self.depth))
+            below = "\n".join(digests[name] for name in sorted(digests) if not name.startswith(above))
+            found[block] = (
+                f"{self.name} block {block}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
+                f"mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}, weights {sha256_text(below)}"
+            )
+        return found
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:

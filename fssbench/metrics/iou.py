@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -68,6 +69,7 @@ class FewShotIoU(Metric):
 
     counts: Tensor
     episodes: Tensor
+    foreign: Tensor
     _ids: Tensor
 
     def __init__(self, class_ids: Sequence[int], strict: bool = True, **kwargs: Any) -> None:
@@ -80,6 +82,7 @@ class FewShotIoU(Metric):
         n = len(self.class_ids)
         self.add_state("counts", torch.zeros(n, 4, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("episodes", torch.zeros(n, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("foreign", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, counts: Tensor, class_id: Tensor) -> None:
         """Add B episodes.
@@ -91,25 +94,32 @@ class FewShotIoU(Metric):
         Raises:
             UserError: an episode of a class that is not novel in this fold.
         """
+        if class_id.device.type == "cpu":  # elsewhere this would wait for the device: `compute` does it then
+            self._refuse(np.setdiff1d(class_id.numpy(), self.class_ids).tolist())
         counts, class_id = counts.to(self._ids.device), class_id.to(self._ids.device)
         row = torch.searchsorted(self._ids, class_id).clamp(max=len(self.class_ids) - 1)
         known = self._ids[row] == class_id
-        if not bool(known.all()):
-            unknown = sorted(set(class_id[~known].tolist()))
+        self.foreign = self.foreign + (~known).sum()
+        # out of place: a state made under inference_mode (a reset inside a test loop) cannot be changed in place later
+        self.counts = self.counts.index_add(0, row, counts)
+        self.episodes = self.episodes.index_add(0, row, torch.ones_like(row))
+
+    def _refuse(self, unknown: Sequence[Any]) -> None:
+        if unknown:
             raise UserError(
                 f"Episodes of class {', '.join(map(str, unknown))} were scored, but the fold's novel classes are "
                 f"{', '.join(map(str, self.class_ids))}: the manifest belongs to another fold or data set."
             )
-        # out of place: a state made under inference_mode (a reset inside a test loop) cannot be changed in place later
-        self.counts = self.counts.index_add(0, row, counts)
-        self.episodes = self.episodes.index_add(0, row, torch.ones_like(row))
 
     def compute(self) -> IoUScores:
         """Scores of all episodes of all processes, as unrounded Python numbers (see `IoUScores`).
 
         Raises:
-            UserError: no episode at all, or a class without episodes where `strict` is set.
+            UserError: no episode at all, a class without episodes where `strict` is set, or episodes of a class that is
+                not novel, counted on a device that `update` does not wait for.
         """
+        if int(self.foreign):
+            self._refuse(["unknown"])
         counts = dict(zip(self.class_ids, self.counts.tolist(), strict=True))
         episodes = dict(zip(self.class_ids, self.episodes.tolist(), strict=True))
         return iou_scores(counts, episodes, self.strict)

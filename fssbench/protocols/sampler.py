@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
@@ -16,13 +16,25 @@ class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
     above `episodes`, so they are new episodes and not repeats. For evaluation nothing is added: each episode is counted
     exactly once however many processes there are (Lightning's own sampler would count some twice).
 
+    With `order` (evaluation only: a permutation of the episodes) each process gets a block of it instead, as long as its
+    share would be: episodes that are neighbours in `order` share images.
+
     Since the epoch travels with the index, a training episode depends on (seed, epoch, index) alone: not on workers.
     """
 
-    def __init__(self, episodes: int, rank: int = 0, world_size: int = 1, *, pad: bool = False) -> None:
+    def __init__(
+        self,
+        episodes: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        pad: bool = False,
+        order: Sequence[int] | None = None,
+    ) -> None:
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not below world_size {world_size}.")
         self.episodes, self.rank, self.world_size, self.pad = episodes, rank, world_size, pad
+        self.order = order
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -30,7 +42,10 @@ class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in range(self.rank, self._stop, self.world_size))
+        if self.order is None:
+            return ((self.epoch, index) for index in range(self.rank, self._stop, self.world_size))
+        start = sum(len(range(rank, self.episodes, self.world_size)) for rank in range(self.rank))
+        return ((self.epoch, index) for index in self.order[start : start + len(self)])
 
     def __len__(self) -> int:
         return len(range(self.rank, self._stop, self.world_size))

@@ -170,7 +170,7 @@ class FSDINO(FewShotMethod):
 
     def feature_kinds(self) -> dict[str, str]:
         """Stored tokens are those of the encoder, whichever method made them."""
-        return {f"block{block}": self.encoder.kind(block) for block in self.encoder.blocks}
+        return {f"block{block}": kind for block, kind in self.encoder.kinds().items()}
 
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, 4g, 4g) at four times the decoder's grid; (B, H, W) where several shots vote."""

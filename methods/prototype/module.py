@@ -58,7 +58,8 @@ class Prototype(FewShotMethod):
 
     def feature_kinds(self) -> dict[str, str]:
         """Stored tokens are those of the encoder, whichever method made them."""
-        return {"tokens": self.encoder.kind(*self.encoder.blocks)}
+        (kind,) = self.encoder.kinds().values()
+        return {"tokens": kind}
 
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, h, w): score minus threshold, on the patch grid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -81,6 +82,36 @@ def test_training_a_small_sam2(tmp_path: Path) -> None:
     build_sam2(weights=str(tmp_path / "shapes_sam2.pt"), image_size=128, config=config)
 
 
+def test_warm_cache(tmp_path: Path) -> None:
+    smallest = ["--size", "tiny", "--episodes", "2", "--images", "3", "--shots", "1", "--rounds", "1"]
+    rows = run("warm_cache.py", tmp_path, "--methods", "fsdino", *smallest)
+    assert [row[:2] for row in rows] == [["fsdino", "1"]]
+    assert all(float(cell) > 0 for cell in rows[0][2:7])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_growth(tmp_path: Path) -> None:
+    rows = run("growth.py", tmp_path, "--size", "tiny", "--episodes", "1", "--rounds", "1", "--only", "shots")
+    assert [row[:2] for row in rows] == [["shots", "1, 2, 4"]]
+    assert all(float(peak) > 0 for peak in rows[0][4].split(","))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
+def test_processes(tmp_path: Path) -> None:
+    smallest = ["--size", "tiny", "--episodes", "2", "--classes", "2", "--images", "3", "--rounds", "1"]
+    rows = run("processes.py", tmp_path, "--processes", "1", "2", "--cores", "2", *smallest)
+    assert [row[0] for row in rows] == ["1 x 2", "2 x 1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_training(tmp_path: Path) -> None:
+    smallest = ["--size", "tiny", "--steps", "2", "--batch", "2", "--methods", "fsdino"]
+    rows = run("training.py", tmp_path, *smallest)
+    assert [row[:2] for row in rows] == [["fsdino", "plain"], ["fsdino", "ours"]]
+    plain, ours = (row[-1].split(", ") for row in rows)
+    assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02), "the same weights, episodes and images"
+
+
 CORRELATION = ["--grid", "6", "--blocks", "2", "--channels", "8"]
 
 
@@ -96,7 +127,7 @@ def test_peak_memory_grows_with_the_grid(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "correlation.py"), *CORRELATION, "--grid", "25", "--peak", "plain"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split(":")[1]) > 2 * 25**4 * 4 * 2, "the plain side holds the correlation more than twice"
+    assert json.loads(done.stdout)["peak"] > 2 * 25**4 * 4 * 2, "the plain side holds the correlation more than twice"
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
