@@ -34,7 +34,7 @@ SETS: dict[str, tuple[Callable[[Path], object], int, int, list[str]]] = {
     "coco2pascal": (lambda root: make_pascal(root, val=3, train=1, sbd=1), 4, 20, []),
     "davis17": (make_davis, 1, 3, []),
     "deepglobe": (make_deepglobe, 1, 6, []),
-    "folder": (make_folder, 4, 0, ["--data.small_classes", "leave-out"]),
+    "folder": (make_folder, 1, 4, []),
     "fss1000": (fss1000, 1, 2, []),
     "isaid5i": (make_isaid, 3, 15, []),
     "isic2018": (make_isic, 1, 3, []),
@@ -45,7 +45,7 @@ SETS: dict[str, tuple[Callable[[Path], object], int, int, list[str]]] = {
     "shapes": (lambda root: root.mkdir(), 4, 0, []),
     "suim": (make_suim, 1, 7, []),
 }
-"""Config -> how to make a tiny tree, number of folds, number of tested classes (0: not counted here), options."""
+"""Config -> how to make a tiny tree, number of folds, number of tested classes (0: not counted), options."""
 
 
 def test_no_data_set_is_forgotten() -> None:
