@@ -15,6 +15,8 @@ from fssbench.results.leaderboard import Table
 from fssbench.results.rendering import FORMATS, render
 from fssbench.results.views import SHOWS
 
+PAGE_BYTES = 10_000_000
+"""Largest page: it is to be sent by mail and opened on a phone."""
 FILTERS = ("dataset", "protocol", "shot", "track")
 
 
@@ -114,7 +116,15 @@ def _page(options: argparse.Namespace, board: Board) -> int:
 
         galleries = [gallery(path) for path in options.gallery]
     text = page(options.results, board, galleries, options.reported)
+    size = len(text.encode())
+    if size > PAGE_BYTES:
+        large = f"The page has {size / 1e6:.1f} MB, more than {PAGE_BYTES / 1e6:.0f}"
+        if galleries:
+            raise UserError(
+                f"{large}: give fewer records to --gallery, or fewer tables with --dataset, --shot or --track."
+            )
+        print(f"fssbench: {large}: choose tables with --dataset, --shot or --track.", file=sys.stderr)
     out = options.out or Path("board.html")
     write_text_whole(out, text)
-    print(f"written: {out} ({len(text.encode()) / 2**20:.1f} MiB); open it in a browser, or send it to somebody")
+    print(f"written: {out} ({size / 1e6:.1f} MB); open it in a browser, or send it to somebody")
     return 0

@@ -55,7 +55,8 @@ class Progress:
         self.states[outcome.state] += 1
         if outcome.state == "done":
             self.worked.append(outcome.seconds)
-        reason = f" ({outcome.message})" if outcome.state in ("failed", "elsewhere") else ""
+        told = outcome.state in ("failed", "elsewhere")
+        reason = f" ({outcome.message.removeprefix('elsewhere: ')})" if told else ""
         line = f"== {self.verb} {self.count}/{self.total}: {cell.name}: {outcome.state}{reason}, {duration(outcome.seconds)}"
         self.write(f"{outcome.output}{line}{self.left()}\n")
 
@@ -124,7 +125,9 @@ class LiveProgress(Progress):
         cells.add_column(no_wrap=True, overflow="ellipsis", style="dim")
         for cell, began in self.running.items():
             cells.add_row(Text(cell.name), duration(time.time() - began), Text(self.words.get(cell, "")))
-        return Group(Text(summary), ProgressBar(total=self.total, completed=self.count), cells)
+        bar = Table.grid(expand=True)  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=self.total, completed=self.count))
+        return Group(Text(summary), bar, cells)
 
 
 def make_progress(verb: str, total: int, jobs: int) -> Progress:

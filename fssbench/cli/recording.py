@@ -132,6 +132,16 @@ class RunRecorder(SaveConfigCallback):
         if not trainer.strategy.broadcast(self.claim is not None):
             raise AlreadyDone(f"elsewhere: another process is computing {store.path(key)}; this one leaves it alone")
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give up the claim: the result is there, or this run does not make it."""
+        if self.claim:
+            self.claim()
+            self.claim = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same after an error, a result that is kept, or Ctrl-C."""
+        self.teardown(trainer, pl_module, "test")
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the episode table, if every episode was counted."""
         assert isinstance(pl_module, FewShotMethod)
@@ -162,8 +172,6 @@ class RunRecorder(SaveConfigCallback):
             print(f"record: {path}")
             if side is None:
                 log_record(trainer.loggers, record, path)
-        if self.claim:
-            self.claim()
 
     @property
     def results(self) -> Path:

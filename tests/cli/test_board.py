@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fssbench.cli import main
+from fssbench.cli import leaderboard, main
 from fssbench.cli.gallery import chosen_episodes
 from fssbench.results.store import ResultStore
 from tests.cli.run import FREE, LOADED, error_line
@@ -74,6 +74,20 @@ def test_the_page_shows_a_gallery_of_a_run(fitted: Path, capsys: Output) -> None
     best = max(row.fg_intersection / max(1, row.fg_union) for row in rows)
     captions = re.findall(r"<figcaption>.*?IoU ([\d.]+)", text)
     assert captions[0] == f"{100 * best:.1f}"
+
+
+def test_a_page_that_is_too_large_is_not_made_in_silence(
+    fitted: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["test", *LOADED]) == 0
+    record = next(Path("results").rglob("*.json"))
+    assert main(["leaderboard", "--format", "html"]) == 0
+    monkeypatch.setattr(leaderboard, "PAGE_BYTES", Path("board.html").stat().st_size - 1)
+    capsys.readouterr()
+    assert main(["leaderboard", "--format", "html"]) == 0
+    assert "choose tables with --dataset, --shot or --track" in capsys.readouterr().err
+    message = error_line(capsys, ["leaderboard", "--format", "html", "--gallery", str(record)])
+    assert "give fewer records to --gallery" in message
 
 
 def test_a_gallery_needs_what_the_record_names(fitted: Path, capsys: Output) -> None:

@@ -271,10 +271,12 @@ def test_the_display_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> No
     # three left at 60 s each, half of one is over, two at a time
     assert "test 3/6: 1 done, 1 kept, 1 failed, 1 running; 3 left, about 75 s, until" in now()
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "== test 2/6: cell 2: failed (no data), 60 s; 4 left, about 90 s, until" in text.replace("\n", " ")
-    for cell in (cells[1], *cells[4:]):
+    assert "== test 2/6: cell 2: failed (no data), 60 s; 4 left, about 2 min, until" in text.replace("\n", " ")
+    for cell in (cells[1], cells[4]):
         shown.ended(cell, _outcome())
-    assert "test 6/6: 4 done, 1 kept, 1 failed\n" in now()
+    shown.ended(cells[5], _outcome(0, "elsewhere: another process is at it"))
+    assert "test 6/6: 3 done, 1 kept, 1 elsewhere, 1 failed\n" in now()
+    assert "cell 5: elsewhere (another process is at it), 60 s" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_in_a_terminal_a_grid_has_a_display_at_its_foot(cells: list[list[str]], tmp_path: Path) -> None:
@@ -321,21 +323,21 @@ sys.stdin.read()
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(
-    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+    cells: list[list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = ["test", *TOY, "--folds", "0", "1"]
     assert main(arguments) == 0
     (key, _) = (record.key for record in ResultStore("results").read_all().records)
     shutil.rmtree("results/toy")
-    capsys.readouterr()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     hold = [sys.executable, "-c", HOLD, repr(vars(key))]
     with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "claimed\n"
-        assert main(arguments) == 0
+        with caplog.at_level("INFO"):
+            assert main(arguments) == 0
         assert [r.key.fold for r in ResultStore("results").read_all().records] == [1]
-        assert "fold 0: elsewhere (elsewhere: another process is computing results/toy" in capsys.readouterr().out
+        assert "elsewhere: another process is computing results/toy" in caplog.text
         holder.kill()  # its claim goes with it
     assert main(arguments) == 0
     assert [r.key.fold for r in ResultStore("results").read_all().records] == [0, 1]

@@ -260,6 +260,21 @@ def test_light_and_dark(opened: Any, scheme: str) -> None:
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != paper
 
 
+def test_the_keyboard_reaches_everything_in_the_order_it_is_read(opened: Any) -> None:
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.textContent") == "Skip to the tables"
+    assert opened.locator("a.skip").first.is_visible(), "it is seen once it has the focus"
+    places = []
+    for _ in range(40):
+        opened.keyboard.press("Tab")
+        places.append(opened.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+    assert places == sorted(places)
+    assert len(set(places)) == 40
+    opened.locator("details summary").last.focus()
+    opened.keyboard.press("Enter")
+    assert opened.locator("details").last.get_attribute("open") is not None
+
+
 def test_a_screen_reader_finds_its_way(opened: Any) -> None:
     assert opened.get_by_role("main").count() == 1
     assert opened.get_by_role("heading", level=1).count() == 1
