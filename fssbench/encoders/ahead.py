@@ -145,26 +145,26 @@ class EncodeAhead:
 
     def _begin(self) -> None:
         """Make the plan; where nothing is known of a feature's size, encode the first image alone to learn it."""
-        if self.cache.image_bytes == 0:
+        alone = self.cache.image_bytes == 0
+        if alone:
             first = self.uses[0][0]
             self._images = self.read([first])
             self._run(Load((first,), ()))
         room = self.cache.limit // self.cache.image_bytes
         group = min(self.cache.group_on(self.device), max(1, room))
-        known = self.cache.keys()
-        loads = list(plan(self.uses, room, group, known))
-        self._tell(len({key for keys in self.uses for key in keys}), sum(len(load.images) for load in loads), known)
-        self._images = self.read([key for load in loads for key in load.images])
+        loads = list(plan(self.uses, room, group, self.cache.keys()))
+        keys = [key for load in loads for key in load.images]
+        self._tell(len({key for batch in self.uses for key in batch}), len(keys) + alone)
+        self._images = self.read(keys)
         self._loads = deque(loads)
 
-    def _tell(self, distinct: int, planned: int, known: Sequence[str]) -> None:
+    def _tell(self, distinct: int, encoded: int) -> None:
         """Say so where the memory is too small for each image to be encoded once."""
-        needed = distinct * self.cache.image_bytes
-        if needed > self.cache.limit and planned + len(known) > distinct:
-            mebibytes = -(-needed // 2**20)
+        if encoded > distinct:
+            needed = -(-distinct * self.cache.image_bytes // 2**20)
             rank_zero_info(
-                f"The features of {distinct} images take {mebibytes} MiB, more than --feature_cache allows, so {planned} "
-                f"images are encoded. --feature_cache {mebibytes} avoids that; --feature_disk reads them again instead."
+                f"The features of {distinct} images take {needed} MiB, more than --feature_cache allows, so {encoded} "
+                f"images are encoded. --feature_cache {needed} avoids that; --feature_disk reads them again instead."
             )
 
     def _run(self, load: Load) -> None:
