@@ -42,7 +42,9 @@ def plan(uses: Sequence[Sequence[str]], room: int, group: int, known: Iterable[s
     memory = _Memory(uses, room, known)
     ahead = 0
     while ahead < len(uses):
-        now, images, drop = ahead, [], []  # type: int, list[str], list[str]
+        now = ahead
+        images: list[str] = []
+        drop: list[str] = []
         while ahead < len(uses):
             new = memory.missing(uses[ahead])
             if images and len(images) + len(new) > group:
