@@ -100,6 +100,11 @@ class LiveProgress(Progress):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.display.stop()
 
+    def started(self, cell: Cell) -> None:
+        """Show a run as soon as it began."""
+        super().started(cell)
+        self.display.refresh()
+
     def said(self, cell: Cell, text: str) -> None:
         """Keep the last line, which of a test is its progress bar."""
         lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]

@@ -103,6 +103,8 @@ class RunRecorder(SaveConfigCallback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a result that exists: the run ends here if the very same one is in the store."""
+        assert isinstance(pl_module, FewShotMethod)
+        pl_module.require_trained("test")  # before anything is left in the results folder
         trainer.test_loop.verbose = False
         self.began = time.time()
         if pl_module.device.type == "cuda":

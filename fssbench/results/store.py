@@ -12,13 +12,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fssbench.errors import UserError, nearest
 from fssbench.files import written_whole
 from fssbench.results.record import Key, ResultRecord, read_record
 from fssbench.results.table import EpisodeRow, read_table, recompute, write_table
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK_SECONDS = 60
 """How long a writer waits for another one; writing takes well under a second."""
@@ -91,7 +95,9 @@ class ResultStore:
         """Claim a result that is to be computed, so that no other process computes it meanwhile.
 
         Returns a function that gives the claim up, or None where another process has it. A process that dies, however it
-        dies, loses its claims. Claims are locks on empty files in `.running`, which may be deleted when nothing runs.
+        dies, loses its claims. Claims are locks on empty files in `.running`, which may be deleted when nothing runs. Where
+        a claim is given up in the very moment another process asks for it, both may compute the result: work done twice,
+        and one record as ever.
         """
         from filelock import FileLock, Timeout
 
@@ -104,7 +110,7 @@ class ResultStore:
             return None
         except (NotImplementedError, OSError):
             pass  # no locks, or no folder, to be had: as in `_locked`
-        return lock.release
+        return partial(_give_up, lock)
 
     def files(self) -> list[File]:
         """The JSON files of the store with stamps that change when they or their tables do, by path."""
@@ -203,6 +209,13 @@ class ResultStore:
             yield
         finally:
             lock.release()
+
+
+def _give_up(lock: BaseFileLock) -> None:
+    if lock.is_locked:
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def _folders(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
