@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,6 +40,21 @@ TERMINATED = 143
 """Exit status after SIGTERM, as a shell reports it."""
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
+
+
+def integers_first(hints: dict[str, Any]) -> None:
+    """Put int before float in type hints that allow both.
+
+    `Trainer(limit_test_batches=1)` is one batch, 1.0 all of them, and a parser takes the first type that fits. `typing`
+    remembers unions regardless of their order, so what was imported before would decide which that is.
+    """
+    for name, hint in hints.items():
+        kinds = get_args(hint)
+        if {int, float} <= set(kinds):
+            hints[name] = reduce(operator.or_, sorted(kinds, key=lambda kind: kind is not int))
+
+
+integers_first(Trainer.__init__.__annotations__)
 
 
 class FssbenchCLI(LightningCLI):

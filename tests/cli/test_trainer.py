@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from fssbench.cli import main
+from fssbench.cli.trainer import integers_first
 from fssbench.protocols.manifest import load_manifest
 from fssbench.results.store import ResultStore
 from tests.cli.run import CHECKPOINT, FREE, LOADED, QUIET, SHORT, TRAINED, error_line
@@ -229,6 +232,16 @@ def test_a_result_of_other_weights_is_not_replaced_unasked(fitted: Path, capsys:
     line = error_line(capsys, ["test", *TRAINED, "--ckpt_path", "other.ckpt"])
     assert "other weights or episodes" in line
     assert "--overwrite always" in line
+
+
+def test_a_number_of_batches_is_not_read_as_a_share_of_them() -> None:
+    hints: dict[str, Any] = {"limit": Union[float, int, None], "text": str, "share": float}  # noqa: UP007
+    integers_first(hints)
+    assert get_args(hints.pop("limit")) == (int, float, type(None))
+    assert hints == {"text": str, "share": float}
+    limits = [p for name, p in signature(Trainer.__init__).parameters.items() if name.startswith("limit_")]
+    assert len(limits) == 4
+    assert all(get_args(limit.annotation)[0] is int for limit in limits)
 
 
 def test_part_of_the_episodes_writes_no_record(here: Path, capsys: Output) -> None:
