@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,12 @@ def is_trained(words: MethodWords) -> bool:
         raise UserError(f"None of the configs {', '.join(files)} names a model. Give each row `config: FILE`.")
     package, _, name = path.rpartition(".")
     return bool(getattr(import_module(package), name).needs_checkpoint)
+
+
+def _says_none(words: Sequence[str]) -> bool:
+    """Whether a row's options switch training off."""
+    chosen = [value for flag, value in pairwise(words) if flag == "--model.trainable"]
+    return chosen[-1:] == ["none"]
 
 
 def scores_in(out: Path) -> Scores:
@@ -139,7 +146,7 @@ def main() -> int:
     folds, shots, seeds = (getattr(options, axis) or axes.get(axis, ["0"]) for axis in ("folds", "shots", "seeds"))
     if folds == ["all"]:
         folds = [str(fold) for fold in range(number_of_folds(next(iter(words.values()))))]
-    trained = {row: is_trained(own) for row, own in rows.items()}
+    trained = {row: is_trained(own) and not _says_none(words[row]) for row, own in rows.items()}
     cells = [Cell(row, fold, seed, trained[row]) for seed in seeds for fold in folds for row in rows]
     failed = [] if options.table else _run_all(cells, words, shots, options.out)
     text = table(scores_in(options.out), list(methods), [int(shot) for shot in shots], options.against)

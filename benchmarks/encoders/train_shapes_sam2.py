@@ -3,10 +3,9 @@
     python benchmarks/encoders/train_shapes_sam2.py --minutes 60 --output shapes_sam2.pt
     python benchmarks/encoders/train_shapes_sam2.py --minutes 60 --video data/DAVIS --output shapes_sam2.pt
 
-This is what SAM2FSS presupposes and what the official weights have learned from videos. The two views are, in turn, one
-picture moved, mirrored and recoloured, two generated pictures with an object of the same kind (a shape and a texture of
-another world, see `other_world.py`: none of the Shapes benchmark), and two frames of a video in DAVIS' layout. Sometimes
-the query itself with a spoilt mask is a further memory, and sometimes the object is absent. The file has the layout of an
+This is what SAM2FSS presupposes and what the official weights have learned from videos. Two views are two generated
+pictures with an object of the same kind (a shape and a texture of another world, see `other_world.py`: none of the Shapes
+benchmark), one picture moved, mirrored and recoloured, or two frames of a sequence in DAVIS' layout. The file has the layout of an
 official checkpoint; `--model.sam2_config benchmarks/encoders/shapes_sam2.yaml --model.sam2_weights FILE` uses it.
 """
 
@@ -16,7 +15,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,39 +33,56 @@ from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay
 from fssbench.encoders.sam2 import build_sam2  # noqa: E402
 from fssbench.files import written_whole  # noqa: E402
 from fssbench.images import read_image, read_index_mask, resize_image, resize_mask  # noqa: E402
-from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2, Features  # noqa: E402
+from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2, Features, MemoryFrame  # noqa: E402
 from methods.sam2fss.module import TARGETS  # noqa: E402
 
 CONFIG = Path(__file__).with_name("shapes_sam2.yaml")
-HELD_OUT = 64
-"""Pairs of other kinds of object that are never trained on."""
+HELD_OUT = 4
+"""Pictures of each kind of object that is never trained on."""
+VIEWS = 4
+"""Pictures of one kind in a step."""
 
 
-class Views(NamedTuple):
-    """Pairs of views: images (M, 2, 3, S, S) uint8 and masks (M, 2, S, S) uint8 {0, 1}; the first is the support."""
+class Pictures(NamedTuple):
+    """Images (M, 3, S, S) uint8, their masks (M, S, S) uint8 {0, 1}, and which of them show the same kind of object.
+
+    kinds   (M, 2) shape and texture; -1 where there is no such name
+    groups  rows of M that show the same, each two or more
+    """
 
     images: Tensor
     masks: Tensor
-
-    def batch(self, size: int) -> Views:
-        """Some pairs, either view first."""
-        rows, order = torch.randint(len(self.images), (size,)), torch.rand(size, 2).argsort(1)
-        return Views(self.images[rows[:, None], order], self.masks[rows[:, None], order])
+    kinds: Tensor
+    groups: list[Tensor]
 
 
-class Naming(nn.Module):
-    """Read from the coarsest tokens in training only: which shape and texture is there. It makes the trunk learn what
-    the matching alone teaches slowly."""
+class Views(NamedTuple):
+    """G groups of V views of the same kind of object: images (G, V, 3, S, S), masks (G, V, S, S), kinds (G, V, 2)."""
+
+    images: Tensor
+    masks: Tensor
+    kinds: Tensor
+
+
+class Lessons(nn.Module):
+    """Read from the coarsest tokens in training only: which shape and texture is there, and which tokens are like those
+    of the object in the other view. They make the trunk learn what matching through memories alone teaches slowly."""
 
     def __init__(self, width: int, shapes: int, textures: int) -> None:
         super().__init__()
         self.shape, self.texture = nn.Linear(width, shapes), nn.Linear(width, textures)
+        self.scale, self.offset = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
 
-    def forward(self, features: Tensor, masks: Tensor, kinds: Tensor) -> Tensor:
-        """Cross-entropy of the mean token under each mask: features (M, C, h, w), masks (M, S, S), kinds (M, 2)."""
-        weights = F.adaptive_avg_pool2d(masks[:, None].float(), features.shape[-2:])
-        pooled = (features * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
-        return F.cross_entropy(self.shape(pooled), kinds[:, 0]) + F.cross_entropy(self.texture(pooled), kinds[:, 1])
+    def forward(self, tokens: Tensor, masks: Tensor, kinds: Tensor, partner: Tensor) -> Tensor:
+        """Cross-entropies of tokens (M, C, h, w), masks (M, S, S), kinds (M, 2) and the row of each one's support (M,)."""
+        covered = F.adaptive_avg_pool2d(masks[:, None].float(), tokens.shape[-2:])
+        pooled = (tokens * covered).sum((2, 3)) / covered.sum((2, 3)).clamp(min=1e-3)
+        cosine = torch.einsum("mchw,mc->mhw", F.normalize(tokens, dim=1), F.normalize(pooled[partner], dim=1))
+        loss = F.binary_cross_entropy_with_logits(self.scale * cosine + self.offset, covered[:, 0])
+        if (named := kinds[:, 0] >= 0).any():
+            shape, texture = self.shape(pooled[named]), self.texture(pooled[named])
+            loss = loss + F.cross_entropy(shape, kinds[named, 0]) + F.cross_entropy(texture, kinds[named, 1])
+        return loss
 
 
 def main() -> None:
@@ -86,72 +102,69 @@ def main() -> None:
         say(f"most alike to the benchmark's: {likeness}; limit {MOST_ALIKE}")
         began = time.perf_counter()
         held = len(world.classes) // 8
-        generated, kinds = pairs(world, options.pairs, options.side, options.seed, world.classes[held:])
-        unseen, _ = pairs(world, HELD_OUT, options.side, options.seed + 1, world.classes[:held])
-        say(f"{len(generated.images)} pairs in {time.perf_counter() - began:.0f} s")
+        shown = pictures(world, world.classes[held:], options.pictures, options.side, options.seed)
+        unseen = pictures(world, world.classes[:held], HELD_OUT, options.side, options.seed + 1)
+        say(f"{len(shown.images)} pictures in {time.perf_counter() - began:.0f} s")
         film = video(options.video, options.side) if options.video else None
         model = build_sam2(weights="random", image_size=options.side, config=str(CONFIG), targets=TARGETS)
         sam2 = EpisodeSAM2(model)
-        naming = Naming(model.hidden_dim, options.shapes, options.textures)
-        train(sam2, naming, generated, kinds, unseen, film, options, say)
+        lessons = Lessons(model.hidden_dim, options.shapes, options.textures)
+        train(sam2, lessons, shown, unseen, film, options, say)
         say(f"wrote {options.output.name}, {options.output.stat().st_size / 1e6:.2f} MB")
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
 
 
-def pairs(world: World, count: int, side: int, seed: int, kinds: tuple[tuple[int, int], ...]) -> tuple[Views, Tensor]:
-    """`count` pairs of generated pictures with an object of the same of the `kinds`, and its shape and texture
-    (count, 2)."""
-    views = Views(
-        torch.empty(count, 2, 3, side, side, dtype=torch.uint8), torch.empty(count, 2, side, side, dtype=torch.uint8)
-    )
-    chosen = np.random.default_rng((seed, 1)).integers(len(kinds), size=count)
+def pictures(world: World, kinds: Sequence[tuple[int, int]], each: int, side: int, seed: int) -> Pictures:
+    """`each` generated pictures with an object of every kind."""
+    count = len(kinds) * each
+    images = torch.empty(count, 3, side, side, dtype=torch.uint8)
+    masks = torch.empty(count, side, side, dtype=torch.uint8)
     for index in range(count):
-        kind = kinds[chosen[index]]
-        for view in range(2):
-            draw = Draw(seed, 3, index, view)
-            layout = lay_out(world, kind, draw)
-            of_kind = np.array([0, *((piece.shape, piece.texture) == kind for piece in layout.pieces)], np.uint8)
-            picture = resize_image(draw_picture(world, layout, draw), side)
-            views.images[index, view] = torch.from_numpy(picture).permute(2, 0, 1)
-            views.masks[index, view] = torch.from_numpy(resize_mask(of_kind[draw_layer(world, layout)], side))
-    return views, torch.tensor(kinds)[torch.from_numpy(chosen)]
+        kind, draw = kinds[index // each], Draw(seed, 3, index, 0)
+        layout = lay_out(world, kind, draw)
+        of_kind = np.array([0, *((piece.shape, piece.texture) == kind for piece in layout.pieces)], np.uint8)
+        images[index] = torch.from_numpy(resize_image(draw_picture(world, layout, draw), side)).permute(2, 0, 1)
+        masks[index] = torch.from_numpy(resize_mask(of_kind[draw_layer(world, layout)], side))
+    return Pictures(
+        images, masks, torch.tensor(kinds).repeat_interleave(each, 0), list(torch.arange(count).split(each))
+    )
 
 
-def video(root: Path, side: int, apart: int = 8) -> Views:
-    """Pairs of frames up to `apart` apart, of all sequences of a folder in DAVIS' layout."""
-    images, masks = [], []
+def video(root: Path, side: int) -> Pictures:
+    """The frames of a folder in DAVIS' layout, the objects of a sequence as one; its sequences are the groups."""
+    images, masks, groups = [], [], []
     for folder in sorted((root / "JPEGImages" / "480p").iterdir()):
-        frames = sorted(folder.glob("*.jpg"))
-        labels = [root / "Annotations" / "480p" / folder.name / f"{frame.stem}.png" for frame in frames]
-        squares = [torch.from_numpy(resize_image(read_image(frame), side)).permute(2, 0, 1) for frame in frames]
-        objects = [
-            torch.from_numpy((resize_mask(read_index_mask(label), side) > 0).astype(np.uint8)) for label in labels
-        ]
-        for first in range(len(frames)):
-            for second in range(first + 1, min(first + apart + 1, len(frames))):
-                images.append(torch.stack([squares[first], squares[second]]))
-                masks.append(torch.stack([objects[first], objects[second]]))
-    return Views(torch.stack(images), torch.stack(masks))
+        start = len(images)
+        for frame in sorted(folder.glob("*.jpg")):
+            label = read_index_mask(root / "Annotations" / "480p" / folder.name / f"{frame.stem}.png")
+            images.append(torch.from_numpy(resize_image(read_image(frame), side)).permute(2, 0, 1))
+            masks.append(torch.from_numpy((resize_mask(label, side) > 0).astype(np.uint8)))
+        groups.append(torch.arange(start, len(images)))
+    return Pictures(torch.stack(images), torch.stack(masks), torch.full((len(images), 2), -1), groups)
 
 
-def moved(views: Views) -> Views:
-    """The first view beside itself: turned, scaled, shifted, mirrored, its colour channels in another order."""
-    image, mask = views.images[:, 0].float(), views.masks[:, 0].float()
-    size = len(image)
+def some_views(pictures: Pictures, count: int, views: int) -> Views:
+    """`views` pictures of each of `count` groups, one of them another one moved, mirrored and recoloured."""
+    chosen = torch.randint(len(pictures.groups), (count,)).tolist()
+    rows = torch.stack([g[torch.randint(len(g), (views,))] for g in (pictures.groups[i] for i in chosen)])
+    images, masks = pictures.images[rows].clone(), pictures.masks[rows].clone()
+    images[:, -1], masks[:, -1] = moved(images[:, 0], masks[:, 0])
+    return Views(images, masks, pictures.kinds[rows])
+
+
+def moved(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (M, 3, S, S) and masks (M, S, S) turned, scaled, shifted, mirrored, the colour channels in another order."""
+    size = len(images)
     turn, scale = (torch.rand(size) - 0.5) * 1.2, torch.empty(size).uniform_(0.7, 1.4)
     mirror = torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
     linear = torch.stack([turn.cos() * mirror, -turn.sin(), turn.sin() * mirror, turn.cos()], 1).view(size, 2, 2)
     matrix = torch.cat([linear * scale[:, None, None], (torch.rand(size, 2, 1) - 0.5) * 0.6], 2)
-    grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
-    other = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
-    other = other[:, torch.randperm(3)]
-    cover = F.grid_sample(mask[:, None], grid, mode="nearest", padding_mode="reflection", align_corners=False)[:, 0]
-    return Views(
-        torch.stack([views.images[:, 0], other.round().to(torch.uint8)], 1),
-        torch.stack([views.masks[:, 0], cover.to(torch.uint8)], 1),
-    )
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    other = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    cover = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    return other[:, torch.randperm(3)].round().to(torch.uint8), cover[:, 0].to(torch.uint8)
 
 
 def spoilt(masks: Tensor) -> Tensor:
@@ -170,51 +183,50 @@ def spoilt(masks: Tensor) -> Tensor:
 
 def train(
     sam2: EpisodeSAM2,
-    naming: Naming,
-    generated: Views,
-    kinds: Tensor,
-    unseen: Views,
-    film: Views | None,
+    lessons: Lessons,
+    shown: Pictures,
+    unseen: Pictures,
+    film: Pictures | None,
     options: argparse.Namespace,
     say: Callable[[str], None],
 ) -> None:
-    """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine."""
-    modules = nn.ModuleList([sam2, naming]).train()
+    """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine.
+
+    An image is encoded once in a step and is query of one pair and support of another.
+    """
+    modules = nn.ModuleList([sam2, lessons]).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98))
     began, step, seen = time.perf_counter(), 0, []
     while (progress := (time.perf_counter() - began) / (60 * options.minutes)) < 1 and step != options.steps:
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
-        views, named = next_views(step, generated, kinds, film, options.batch_size)
-        query, support = features(sam2, views.images[:, 1]), features(sam2, views.images[:, 0])
-        loss, overlap = matching(sam2, query, support, views.masks)
-        name_loss = naming(support[LEVELS[-1]], views.masks[:, 0], named) if named is not None else loss.new_zeros(())
+        source = film if film is not None and step % 8 == 7 else shown
+        views = some_views(source, options.groups, VIEWS)
+        images, masks, kinds = (part.flatten(0, 1) for part in views)
+        found, partner = features(sam2, images), partners(options.groups)
+        loss, overlap = matching(sam2, found, masks, partner)
+        lesson = lessons(found[LEVELS[-1]], masks, kinds, partner)
         optimizer.zero_grad()
-        (loss + name_loss).backward()
+        (loss + lesson).backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
-        seen.append([float(loss.detach()), float(name_loss.detach()), float(overlap)])
+        seen.append([float(loss.detach()), float(lesson.detach()), float(overlap)])
         step += 1
         if step % options.report == 0:
             means = np.mean(seen[-options.report :], 0)
             say(
-                f"step {step}, {time.perf_counter() - began:.0f} s, matching {means[0]:.3f}, naming {means[1]:.3f}, IoU "
-                f"{means[2]:.3f}"
+                f"step {step}, {time.perf_counter() - began:.0f} s, matching {means[0]:.3f}, lessons {means[1]:.3f}, IoU "
+                f"{means[2]:.3f}; on kinds never seen {evaluated(sam2, unseen):.3f}"
             )
             save(sam2, options.output)
     say(f"{step} steps; IoU on pairs of kinds never seen: {evaluated(sam2, unseen):.3f}")
     save(sam2, options.output)
 
 
-def next_views(
-    step: int, generated: Views, kinds: Tensor, film: Views | None, size: int
-) -> tuple[Views, Tensor | None]:
-    """A batch of pairs: moved pictures, pictures of the same kind, and every fourth time frames of a video."""
-    if film is not None and step % 4 == 3:
-        return film.batch(size), None
-    rows = torch.randint(len(kinds), (size,))
-    views = Views(generated.images[rows], generated.masks[rows])
-    return (moved(views) if step % 2 == 0 else views), kinds[rows]
+def partners(groups: int) -> Tensor:
+    """For each of the rows of `groups` x VIEWS another one of its group."""
+    rows = torch.arange(groups * VIEWS).view(groups, VIEWS)
+    return rows.roll(int(torch.randint(1, VIEWS, ())), 1).flatten()
 
 
 def features(sam2: EpisodeSAM2, images: Tensor) -> Features:
@@ -223,17 +235,22 @@ def features(sam2: EpisodeSAM2, images: Tensor) -> Features:
     return dict(zip(LEVELS, found, strict=True))
 
 
-def matching(sam2: EpisodeSAM2, query: Features, support: Features, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM 2's losses on the query, and the IoU of the mask it would choose: masks (B, 2, S, S) of support and query.
+def matching(sam2: EpisodeSAM2, found: Features, masks: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM 2's losses on every image as query, and the IoU of the mask it would choose: features of M images, their
+    masks (M, S, S), and the row of each one's support (M,).
 
-    Of the three candidates the best learns the mask (cross-entropy and Dice), all learn their own IoU, and the object
-    score learns whether there is anything.
+    A third of the steps has a second support, another third the query itself with a spoilt mask as further memory. Of
+    the three candidates the best learns the mask (cross-entropy and Dice), all learn their own IoU, and the object score
+    learns whether there is anything.
     """
-    frames = [sam2.encode_mask_memory(support, masks[:, :1].float())]
-    if torch.rand(()) < 0.5:
-        frames.append(sam2.encode_mask_memory(query, spoilt(masks[:, 1:].float())))
-    logits, quality, score = sam2.candidates(query, sam2.attend(query, sam2.build_bank(frames)))
-    target = F.adaptive_avg_pool2d(masks[:, 1:].float(), logits.shape[-2:]).expand_as(logits)
+    own = sam2.encode_mask_memory(found, masks[:, None].float())
+    frames, more = [MemoryFrame(*(part[partner] for part in own))], int(torch.randint(3, ()))
+    if more == 1:
+        frames.append(MemoryFrame(*(part[partner[partner]] for part in own)))
+    elif more == 2:
+        frames.append(sam2.encode_mask_memory(found, spoilt(masks[:, None].float())))
+    logits, quality, score = sam2.candidates(found, sam2.attend(found, sam2.build_bank(frames)))
+    target = F.adaptive_avg_pool2d(masks[:, None].float(), logits.shape[-2:]).expand_as(logits)
     there = target[:, :1].flatten(1).any(1).float()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
     p = logits.sigmoid()
@@ -248,14 +265,16 @@ def matching(sam2: EpisodeSAM2, query: Features, support: Features, masks: Tenso
 
 
 @torch.no_grad()
-def evaluated(sam2: EpisodeSAM2, views: Views) -> float:
-    """Mean IoU of the decoded masks, the first view of each pair as the only support."""
+def evaluated(sam2: EpisodeSAM2, pictures: Pictures) -> float:
+    """Mean IoU of the decoded masks, the next picture of the group as the only support."""
     sam2.eval()
-    query, support = (sam2.encode_images(views.images[:, view].float() / 255) for view in (1, 0))
-    bank = sam2.build_bank([sam2.encode_mask_memory(support, views.masks[:, :1].float())])
-    found, wanted = sam2.decode(query, sam2.attend(query, bank)) > 0, views.masks[:, 1] == 1
-    both, either = (found & wanted).sum((1, 2)), (found | wanted).sum((1, 2))
-    return float((both / either.clamp(min=1)).mean())
+    partner = torch.cat([rows.roll(1) for rows in pictures.groups])
+    found, masks = sam2.encode_images(pictures.images.float() / 255), pictures.masks
+    own = sam2.encode_mask_memory(found, masks[:, None].float())
+    bank = sam2.build_bank([MemoryFrame(*(part[partner] for part in own))])
+    chosen, wanted = sam2.decode(found, sam2.attend(found, bank)) > 0, masks == 1
+    sam2.train()
+    return float(((chosen & wanted).sum((1, 2)) / (chosen | wanted).sum((1, 2)).clamp(min=1)).mean())
 
 
 def save(sam2: EpisodeSAM2, path: Path) -> None:
@@ -267,14 +286,14 @@ def save(sam2: EpisodeSAM2, path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", type=int, default=32)
-    parser.add_argument("--textures", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=6000)
+    parser.add_argument("--shapes", type=int, default=16)
+    parser.add_argument("--textures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=20, help="of each kind of object")
     parser.add_argument("--video", type=Path, default=None, help="folder in DAVIS' layout")
     parser.add_argument("--side", type=int, default=128, help="of the pictures, in pixels")
     parser.add_argument("--minutes", type=float, default=60, help="of training")
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many")
-    parser.add_argument("--batch_size", type=int, default=24)
+    parser.add_argument("--groups", type=int, default=12, help="kinds of object in a step, four pictures each")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--report", type=int, default=100, help="steps between two lines of the log")
     parser.add_argument("--threads", type=int, default=1)

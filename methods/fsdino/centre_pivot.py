@@ -35,6 +35,19 @@ class CentrePivotConv4d(nn.Module):
         assert self.support.bias is not None
         return self.query.bias + self.support.bias
 
+    @torch.no_grad()
+    def start_as_average(self, noise: float) -> None:
+        """Start near a mean over the support and the input channels that leaves query positions apart.
+
+        Kernels are `noise` times their random start plus, over the support, an even share of every entry, over the
+        query of the central entry alone. The shares of the input channels are random in [0, 1 / in).
+        """
+        query, support = self.query.weight, self.support.weight
+        share = torch.rand(*query.shape[:2], 1, 1, device=query.device) / query.shape[1]
+        centre = query.shape[-1] // 2
+        query.mul_(noise)[..., centre : centre + 1, centre : centre + 1] += share
+        support.mul_(noise).add_(share / support[0, 0].numel())
+
     @torch.compiler.disable  # loops over matrix products that write in place: nothing to fuse
     def forward(self, x: Tensor) -> Tensor:
         """(B, u, v, h, w, C) to (B, u', v', h, w, C'), u' = ceil(u / stride)."""

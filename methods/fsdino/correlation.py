@@ -16,6 +16,8 @@ from methods.fsdino.centre_pivot import CentrePivotConv4d
 
 NORM_GROUPS = 4
 """Groups of every GroupNorm, as in HSNet."""
+START_NOISE = 0.3
+"""Part of the usual random start that is kept where the convolutions start as means."""
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """Bytes of the correlation computed at once: about a processor's cache, or enough to keep a GPU busy."""
 
@@ -28,6 +30,8 @@ class CorrConfig:
         blocks: encoder blocks that are correlated (1-based; negative numbers count from the end).
         channels: channels after the three squeezing convolutions; each divisible by 4.
         groups: 2 squeezes the later and the earlier half of the blocks separately and adds the results before mixing.
+        init: `average` starts the convolutions near means over the support, so that they tell object and background apart
+            before they have learned anything; `random` as usual (untrained, the map is then close to noise).
         zero_init_head: start the last layer at zero, so that the model starts exactly where it would without this part.
         mask: `binary` counts a support token as foreground where the class covers it to `mask_threshold`; `soft`
             weights it by the covered part.
@@ -39,6 +43,7 @@ class CorrConfig:
     blocks: tuple[int, ...] = (-6, -5, -4, -3, -2, -1)
     channels: tuple[int, int, int] = (16, 64, 128)
     groups: Literal[1, 2] = 1
+    init: Literal["average", "random"] = "average"
     zero_init_head: bool = True
     mask: Literal["binary", "soft"] = "binary"
     eps: float = 1e-5
@@ -206,6 +211,10 @@ class CorrelationPrompt(nn.Module):
         last = config.channels[-1]
         self.squeeze = nn.ModuleList(_Squeeze(size, config.channels, recompute) for size in self.sizes)
         self.mixing = nn.Sequential(*(_Layer(last, last, 3, 1) for _ in range(3)))
+        if config.init == "average":
+            for module in self.modules():
+                if isinstance(module, CentrePivotConv4d):
+                    module.start_as_average(START_NOISE)
         prompt = nn.Conv2d(last, width, 1)
         self.head = nn.Sequential(nn.Conv2d(last, last, 3, padding=1), nn.ReLU(), prompt)
         if config.zero_init_head:

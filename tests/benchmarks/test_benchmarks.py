@@ -72,7 +72,7 @@ def test_memory_attention(tmp_path: Path) -> None:
 
 def test_training_a_small_sam2(tmp_path: Path) -> None:
     pytest.importorskip("sam2")
-    sizes = ["--steps", "2", "--pairs", "8", "--batch_size", "2", "--shapes", "4", "--textures", "4", "--report", "1"]
+    sizes = ["--steps", "2", "--pictures", "2", "--groups", "2", "--shapes", "4", "--textures", "4", "--report", "1"]
     run("encoders/train_shapes_sam2.py", tmp_path, *sizes)
     log = (tmp_path / "shapes_sam2.log").read_text()
     assert "2 steps; IoU on pairs of kinds never seen: " in log

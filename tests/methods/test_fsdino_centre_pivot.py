@@ -88,3 +88,26 @@ def test_autocast_computes_in_half_precision_with_gradients_of_the_parameters_ty
     out.float().sum().backward()
     assert {p.grad.dtype for p in conv.parameters() if p.grad is not None} == {torch.float32}
     assert all(p.grad is not None for p in conv.parameters())
+
+
+def test_started_as_an_average_it_is_the_mean_over_the_window_of_the_support() -> None:
+    torch.manual_seed(0)
+    conv = CentrePivotConv4d(3, 4, 3)
+    conv.start_as_average(0.0)
+    share = 9 * conv.support.weight[..., :1, :1]
+    assert (share >= 0).all()
+    assert (share < 1 / 3 + 1e-6).all()
+    assert len(share.unique()) == 12
+    x = torch.rand(2, 5, 5, 4, 4, 3)
+    own = torch.einsum("buvhwc,oc->buvhwo", x, share[..., 0, 0])
+    window = F.avg_pool2d(own.permute(0, 3, 4, 5, 1, 2).flatten(0, 2), 3, 1, padding=1)
+    expected = own + window.unflatten(0, (2, 4, 4)).permute(0, 4, 5, 1, 2, 3) + conv.bias
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_some_of_the_random_start_is_kept() -> None:
+    torch.manual_seed(0)
+    conv = CentrePivotConv4d(3, 4, 3)
+    before = conv.query.weight[..., 0, 0].clone()  # off the centre there is nothing else
+    conv.start_as_average(0.5)
+    torch.testing.assert_close(conv.query.weight[..., 0, 0], before / 2)

@@ -37,6 +37,30 @@ def make(blocks: int = 3, config: CorrConfig = SMALL, recompute: bool = False) -
     return CorrelationPrompt(blocks, 12, config, recompute)
 
 
+def told_apart(config: CorrConfig) -> float:
+    """How far the untrained reader sets the query's object apart: difference of the means of object and background in
+    standard deviations over all positions, mean over the channels."""
+    g = torch.Generator().manual_seed(1)
+    thing, rest = torch.randn(2, 1, 16, 1, 1, generator=g)
+
+    def picture(where: Tensor) -> list[Tensor]:
+        noise = [torch.randn(1, 16, 12, 12, generator=g) for _ in range(3)]
+        return [torch.where(where, thing, rest) + 0.5 * n for n in noise]
+
+    there, elsewhere = torch.zeros(2, 12, 12, dtype=torch.bool)
+    there[2:7, 3:8], elsewhere[6:11, 1:5] = True, True
+    sign = there.float()[None] * 2 - 1
+    found = make(config=config).match(picture(elsewhere), picture(there), sign)[0].detach()
+    apart = found[:, elsewhere].mean(1) - found[:, ~elsewhere].mean(1)
+    return float((apart / found.flatten(1).std(1).clamp(min=1e-6)).mean())
+
+
+def test_started_as_an_average_the_reader_tells_the_object_apart() -> None:
+    average = told_apart(CorrConfig(channels=(4, 8, 8), ce=True))
+    assert average > 1
+    assert average > 2 * abs(told_apart(CorrConfig(channels=(4, 8, 8), ce=True, init="random")))
+
+
 # -- the correlation --------------------------------------------------------------------------------------------------
 
 

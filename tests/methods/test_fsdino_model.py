@@ -195,7 +195,7 @@ def test_settings_of_the_correlation_change_the_output() -> None:
     masks[:, :, 2:5, 9:30] = 1 - masks[:, :, 2:5, 9:30].clamp(max=1)  # tokens that are covered in part
     base: dict[str, Any] = {"channels": (4, 8, 8), "zero_init_head": False, "ce": True}
     changes: list[dict[str, Any]] = [{}, {"channels": (8, 8, 8)}, {"groups": 2}, {"mask": "soft"}, {"eps": 3.0}]
-    changes += [{"ce": False}, {"zero_init_head": True}]
+    changes += [{"ce": False}, {"zero_init_head": True}, {"init": "random"}]
     nets = [make_net(dense="corr", svp=SVPConfig(tokens=0), corr=CorrConfig(**{**base, **c})) for c in changes]
     corr = CorrConfig(**base)
     nets += [
