@@ -2,6 +2,7 @@
 
     python benchmarks/ablations/run.py benchmarks/ablations/shapes.yaml --out ablations/shapes
     python benchmarks/ablations/run.py benchmarks/ablations/coco.yaml --out ablations/coco --data.root data/coco328
+    python benchmarks/ablations/run.py benchmarks/ablations/sam2fss.yaml --out ablations/untrained --model.trainable none
 
 The suite is that of `fssbench test --suite` (docs/board.md): rows with their options, folds, shots and seeds; a row is
 compared with the row that `--against` names. Every row is trained on one shot and tested on all; the seed is that of the
@@ -130,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("suite")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, results and table.md")
-    parser.add_argument("--against", default="comp", help="the row that others are compared with")
+    parser.add_argument("--against", help="the row that others are compared with: comp, or else the suite's first")
     parser.add_argument("--rows", nargs="+", help="only these")
     parser.add_argument("--folds", nargs="+", help="instead of the suite's")
     parser.add_argument("--shots", nargs="+", help="instead of the suite's")
@@ -138,7 +139,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options, others = parser.parse_known_args()
     methods, common, axes = read_suite(options.suite)
-    unknown = {*(options.rows or []), options.against} - {*methods}
+    against = options.against or ("comp" if "comp" in methods else next(iter(methods)))
+    unknown = {*(options.rows or []), against} - {*methods}
     if unknown:
         raise UserError(f"{options.suite} has no row {', '.join(sorted(unknown))}, only {', '.join(methods)}.")
     rows = {row: words for row, words in methods.items() if row in (options.rows or methods)}
@@ -149,7 +151,7 @@ def main() -> int:
     trained = {row: is_trained(own) and not _says_none(words[row]) for row, own in rows.items()}
     cells = [Cell(row, fold, seed, trained[row]) for seed in seeds for fold in folds for row in rows]
     failed = [] if options.table else _run_all(cells, words, shots, options.out)
-    text = table(scores_in(options.out), list(methods), [int(shot) for shot in shots], options.against)
+    text = table(scores_in(options.out), list(methods), [int(shot) for shot in shots], against)
     write_text_whole(options.out / "table.md", text)
     print(text)
     return 1 if failed else 0

@@ -14,7 +14,7 @@ from fssbench.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "benchmarks" / "ablations"
-SUITES = ("shapes", "coco", "distilled")
+SUITES = ("shapes", "coco", "distilled", "sam2fss")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,8 @@ def test_every_row_of_the_suites_is_a_valid_run(monkeypatch: pytest.MonkeyPatch,
     parser = _ParseOnly(["--config", "benchmarks/ablations/distill.yaml"]).parser
     trained = {}
     for suite in SUITES:
+        if suite == "sam2fss":
+            pytest.importorskip("sam2")
         rows, common, axes = read_suite(str(FOLDER / f"{suite}.yaml"))
         assert axes == {"folds": ["all"], "shots": ["1", "5"], "seeds": ["0", "1", "2"]}
         for row, own in rows.items():
@@ -54,6 +56,12 @@ def test_every_row_of_the_suites_is_a_valid_run(monkeypatch: pytest.MonkeyPatch,
             assert config.name == row
             trained[suite, row] = script.is_trained(own)
     assert [row for row, learns in trained.items() if not learns] == [("shapes", "prototype"), ("coco", "prototype")]
+
+
+def test_training_is_switched_off_by_an_option(script: ModuleType) -> None:
+    assert script._says_none(["--model.trainable", "affine", "--model.trainable", "none"])
+    assert not script._says_none(["--model.trainable", "none", "--model.trainable", "affine"])
+    assert not script._says_none(["--data.augment", "none"])
 
 
 SMALL = """
