@@ -64,25 +64,49 @@ class Views(NamedTuple):
     kinds: Tensor
 
 
+class Likeness(nn.Module):
+    """Which tokens are like those under the mask of another view: the cross-entropy of their scaled cosine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
+
+    def forward(self, tokens: Tensor, covered: Tensor, other: Tensor, other_covered: Tensor) -> Tensor:
+        """Tokens (M, C, h, w) and of the other view as many; covered: the part (M, 1, h, w) of each that is object."""
+        cosine = torch.einsum(
+            "mchw,mc->mhw", F.normalize(tokens, dim=1), F.normalize(pooled(other, other_covered), dim=1)
+        )
+        return F.binary_cross_entropy_with_logits(self.scale * cosine + self.offset, covered[:, 0])
+
+
 class Lessons(nn.Module):
-    """Read from the coarsest tokens in training only: which shape and texture is there, and which tokens are like those
-    of the object in the other view. They make the trunk learn what matching through memories alone teaches slowly."""
+    """What matching through memories alone teaches slowly, asked in training only: which shape and texture is there,
+    which of the coarsest tokens are like those of the object in the other view, and which tokens of a memory made with a
+    spoilt mask are like those of the other view's memory."""
 
     def __init__(self, width: int, shapes: int, textures: int) -> None:
         super().__init__()
         self.shape, self.texture = nn.Linear(width, shapes), nn.Linear(width, textures)
-        self.scale, self.offset = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
+        self.image, self.memory = Likeness(), Likeness()
 
-    def forward(self, tokens: Tensor, masks: Tensor, kinds: Tensor, partner: Tensor) -> Tensor:
-        """Cross-entropies of tokens (M, C, h, w), masks (M, S, S), kinds (M, 2) and the row of each one's support (M,)."""
-        covered = F.adaptive_avg_pool2d(masks[:, None].float(), tokens.shape[-2:])
-        pooled = (tokens * covered).sum((2, 3)) / covered.sum((2, 3)).clamp(min=1e-3)
-        cosine = torch.einsum("mchw,mc->mhw", F.normalize(tokens, dim=1), F.normalize(pooled[partner], dim=1))
-        loss = F.binary_cross_entropy_with_logits(self.scale * cosine + self.offset, covered[:, 0])
+    def forward(
+        self, tokens: Tensor, covered: Tensor, kinds: Tensor, partner: Tensor, spoilt: Tensor | None, own: Tensor
+    ) -> Tensor:
+        """Tokens (M, C, h, w), their covered part (M, 1, h, w), kinds (M, 2), the row of each one's support (M,), and
+        memories (M, c, h, w) by a spoilt mask, where there are any, and by the true one."""
+        loss: Tensor = self.image(tokens, covered, tokens[partner], covered[partner])
+        if spoilt is not None:
+            loss = loss + self.memory(spoilt, covered, own[partner], covered[partner])
         if (named := kinds[:, 0] >= 0).any():
-            shape, texture = self.shape(pooled[named]), self.texture(pooled[named])
-            loss = loss + F.cross_entropy(shape, kinds[named, 0]) + F.cross_entropy(texture, kinds[named, 1])
+            mean = pooled(tokens, covered)[named]
+            loss = loss + F.cross_entropy(self.shape(mean), kinds[named, 0])
+            loss = loss + F.cross_entropy(self.texture(mean), kinds[named, 1])
         return loss
+
+
+def pooled(tokens: Tensor, covered: Tensor) -> Tensor:
+    """The mean (M, C) of tokens (M, C, h, w) weighted by (M, 1, h, w)."""
+    return (tokens * covered).sum((2, 3)) / covered.sum((2, 3)).clamp(min=1e-3)
 
 
 def main() -> None:
@@ -107,6 +131,8 @@ def main() -> None:
         say(f"{len(shown.images)} pictures in {time.perf_counter() - began:.0f} s")
         film = video(options.video, options.side) if options.video else None
         model = build_sam2(weights="random", image_size=options.side, config=str(CONFIG), targets=TARGETS)
+        if options.start is not None:
+            model.load_state_dict(torch.load(options.start, weights_only=True)["model"])
         sam2 = EpisodeSAM2(model)
         lessons = Lessons(model.hidden_dim, options.shapes, options.textures)
         train(sam2, lessons, shown, unseen, film, options, say)
@@ -204,8 +230,12 @@ def train(
         views = some_views(source, options.groups, VIEWS)
         images, masks, kinds = (part.flatten(0, 1) for part in views)
         found, partner = features(sam2, images), partners(options.groups)
-        loss, overlap = matching(sam2, found, masks, partner)
-        lesson = lessons(found[LEVELS[-1]], masks, kinds, partner)
+        own = sam2.encode_mask_memory(found, masks[:, None].float())
+        other = sam2.encode_mask_memory(found, spoilt(masks[:, None].float())) if torch.rand(()) < 0.5 else None
+        loss, overlap = matching(sam2, found, masks, own, other, partner)
+        tokens = found[LEVELS[-1]]
+        covered = F.adaptive_avg_pool2d(masks[:, None].float(), tokens.shape[-2:])
+        lesson = lessons(tokens, covered, kinds, partner, None if other is None else other.memory, own.memory)
         optimizer.zero_grad()
         (loss + lesson).backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -235,20 +265,20 @@ def features(sam2: EpisodeSAM2, images: Tensor) -> Features:
     return dict(zip(LEVELS, found, strict=True))
 
 
-def matching(sam2: EpisodeSAM2, found: Features, masks: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+def matching(
+    sam2: EpisodeSAM2, found: Features, masks: Tensor, own: MemoryFrame, other: MemoryFrame | None, partner: Tensor
+) -> tuple[Tensor, Tensor]:
     """SAM 2's losses on every image as query, and the IoU of the mask it would choose: features of M images, their
-    masks (M, S, S), and the row of each one's support (M,).
+    masks (M, S, S), their memories, perhaps further ones with a spoilt mask, and the row of each one's support (M,).
 
-    A third of the steps has a second support, another third the query itself with a spoilt mask as further memory. Of
-    the three candidates the best learns the mask (cross-entropy and Dice), all learn their own IoU, and the object score
-    learns whether there is anything.
+    Where there is no spoilt memory, half the steps have a second support instead. Of the three candidates the best learns
+    the mask (cross-entropy and Dice), all learn their own IoU, and the object score learns whether there is anything.
     """
-    own = sam2.encode_mask_memory(found, masks[:, None].float())
-    frames, more = [MemoryFrame(*(part[partner] for part in own))], int(torch.randint(3, ()))
-    if more == 1:
+    frames = [MemoryFrame(*(part[partner] for part in own))]
+    if other is not None:
+        frames.append(other)
+    elif torch.rand(()) < 0.5:
         frames.append(MemoryFrame(*(part[partner[partner]] for part in own)))
-    elif more == 2:
-        frames.append(sam2.encode_mask_memory(found, spoilt(masks[:, None].float())))
     logits, quality, score = sam2.candidates(found, sam2.attend(found, sam2.build_bank(frames)))
     target = F.adaptive_avg_pool2d(masks[:, None].float(), logits.shape[-2:]).expand_as(logits)
     there = target[:, :1].flatten(1).any(1).float()
@@ -296,6 +326,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=12, help="kinds of object in a step, four pictures each")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--report", type=int, default=100, help="steps between two lines of the log")
+    parser.add_argument("--start", type=Path, default=None, help="go on from these weights instead of random ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("shapes_sam2.pt"))
     parser.add_argument("--log", type=Path, default=Path("shapes_sam2.log"))
