@@ -25,9 +25,8 @@ FILTERS = ("dataset", "protocol", "shot", "track")
 def run(verb: str, arguments: list[str]) -> int:
     """Print or write the board of a results folder."""
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
-    parser.add_argument(
-        "results", nargs="?", type=Path, default=Path("results"), help="results folder (default: results)"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, help="results folder (default: results)")
+    parser.add_argument("--results", type=Path, help="the same, as the other commands have it")
     parser.add_argument("--format", choices=[*FORMATS, "html"], default="text", help="default: text")
     parser.add_argument(
         "--show", choices=SHOWS, default="board", help="what text, md and latex show: a row per method, both its "
@@ -43,6 +42,9 @@ def run(verb: str, arguments: list[str]) -> int:
         "checkpoint must be here",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.folder and options.results:
+        raise UserError(f"Two results folders, {options.folder} and --results {options.results}: give one.")
+    options.results = options.results or options.folder or Path("results")
     if options.gallery and options.format != "html":
         raise UserError("--gallery belongs to the page: add --format html.")
     if not options.results.is_dir():

@@ -248,6 +248,14 @@ def test_a_phone_scrolls_tables_and_never_the_page(opened: Any) -> None:
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_phone_keeps_the_method_and_its_head_in_sight(opened: Any) -> None:
+    opened.set_viewport_size({"width": 360, "height": 740})
+    opened.locator("#table1 .wide").first.evaluate("wide => wide.scrollLeft = 150")
+    head, cell = (opened.locator(f"#table1 .board {part} th >> nth={n}") for part, n in (("thead", 1), ("tbody", 0)))
+    edge = opened.locator("#table1 .wide").first.bounding_box()["x"]
+    assert head.bounding_box()["x"] == cell.bounding_box()["x"] == edge
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(opened: Any, scheme: str) -> None:
     opened.emulate_media(color_scheme=scheme)
