@@ -55,7 +55,8 @@ def explained(path: Path, record: ResultRecord, rows: list[EpisodeRow]) -> str:
     }
     lines = []
     for title, facts in sections.items():
-        lines += [title, *(f"  {name:<22}{value}" if name else f"  {value}" for name, value in facts), ""]
+        wide = max(21, *(len(name) for name, _ in facts))
+        lines += [title, *(f"  {name:<{wide}} {value}" if name else f"  {value}" for name, value in facts), ""]
     return "\n".join(lines).rstrip()
 
 
