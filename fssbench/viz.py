@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from fssbench.files import written_whole
 from fssbench.images import resize_image
 
 FOREGROUND = (255, 64, 64)
+PREDICTED = (255, 221, 0)
 IGNORED = (128, 128, 128)
+OUTLINE = 1 / 160
+"""Width of an outline, of the picture's longest side: it is still seen when the picture is scaled down."""
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = FOREGROUND) -> np.ndarray:
     """Image (H, W, 3) uint8 with the mask's class tinted in `colour`, its outline drawn, and 255 (ignore) in grey.
+
+    The outline is bright within the mask and black around it, so that it stands out from any picture.
 
     mask (H, W) uint8 {0, 1, 255} -> (H, W, 3) uint8
     """
@@ -25,12 +30,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
         where = mask == value
         out[where] = 0.5 * out[where] + 0.5 * np.array(tint, np.float32)
     inside = mask == 1
-    core = inside.copy()
-    core[1:] &= inside[:-1]
-    core[:-1] &= inside[1:]
-    core[:, 1:] &= inside[:, :-1]
-    core[:, :-1] &= inside[:, 1:]
+    drawn = Image.fromarray(inside.astype(np.uint8))
+    reach = 2 * max(1, round(OUTLINE * max(mask.shape))) + 1
+    core, grown = (np.asarray(drawn.filter(f(reach))) > 0 for f in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     out[inside & ~core] = colour
+    out[grown & ~inside] = 0
     return out.round().astype(np.uint8)
 
 

@@ -30,7 +30,8 @@ def run(verb: str, arguments: list[str]) -> int:
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where methods are looked up")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder in which methods "
+        "are looked up (default: results)")  # fmt: skip
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--shots", type=int, nargs="+", help="only these numbers of supports")
     parser.add_argument("--seed", type=int, help="only runs with this seed")

@@ -81,7 +81,7 @@ def _picture(predictions: Path, target: Path) -> None:
     from datamodules.shapes import ShapesDataset
     from fssbench.images import read_binary_mask
     from fssbench.protocols.manifest import load_manifest
-    from fssbench.viz import episode_sheet, overlay, save_picture
+    from fssbench.viz import PREDICTED, episode_sheet, overlay, save_picture
 
     dataset, manifest = ShapesDataset(), load_manifest(predictions / "episodes.jsonl")
     rows, labels, shown = [], [], set()
@@ -93,7 +93,7 @@ def _picture(predictions: Path, target: Path) -> None:
         truth = dataset.read_mask(episode.query, episode.class_id)
         predicted = read_binary_mask(predictions / f"{number:06d}.png")
         support_picture = overlay(dataset.read_image(support), dataset.read_mask(support, episode.class_id))
-        rows.append([support_picture, query, overlay(query, truth), overlay(query, predicted, (64, 96, 255))])
+        rows.append([support_picture, query, overlay(query, truth), overlay(query, predicted, PREDICTED)])
         union = ((truth == 1) | (predicted == 1)).sum()
         overlap = ((truth == 1) & (predicted == 1)).sum()
         labels.append(f"{dataset.class_names[episode.class_id]}   IoU {overlap / max(1, union):.2f}")

@@ -21,8 +21,15 @@ def run(verb: str, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"fssbench {verb}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("record", type=Path)
+    parser.add_argument("record", metavar="RECORD", type=Path)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="results folder (default: results); RECORD may be its path "
+        "from here or below this folder",
+    )  # fmt: skip
     options, rest = parser.parse_known_args(arguments)
+    below = options.results / options.record
+    if below.is_file() and not options.record.is_file():
+        options.record = below
     record = read_record(options.record)
     rows = read_table(options.record.with_suffix(".parquet"))
     if verb == "replay":
@@ -48,7 +55,8 @@ def explained(path: Path, record: ResultRecord, rows: list[EpisodeRow]) -> str:
     }
     lines = []
     for title, facts in sections.items():
-        lines += [title, *(f"  {name:<22}{value}" if name else f"  {value}" for name, value in facts), ""]
+        wide = max(21, *(len(name) for name, _ in facts))
+        lines += [title, *(f"  {name:<{wide}} {value}" if name else f"  {value}" for name, value in facts), ""]
     return "\n".join(lines).rstrip()
 
 

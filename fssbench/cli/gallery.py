@@ -26,14 +26,13 @@ from fssbench.method import FewShotMethod
 from fssbench.results.page import Gallery, Shown
 from fssbench.results.record import ResultRecord, read_record
 from fssbench.results.table import EpisodeRow, read_table
-from fssbench.viz import overlay
+from fssbench.viz import PREDICTED, overlay
 
 EACH = 4
 """Episodes per group."""
 SIDE = 224
 """Longest side of a picture in pixels: 48 of them in JPEG are about half a MiB."""
 QUALITY = 80
-PREDICTED = (64, 96, 255)
 
 
 def gallery(path: Path) -> Gallery:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fssbench.errors import UserError, nearest
 from fssbench.files import write_text_whole
@@ -23,9 +25,8 @@ FILTERS = ("dataset", "protocol", "shot", "track")
 def run(verb: str, arguments: list[str]) -> int:
     """Print or write the board of a results folder."""
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
-    parser.add_argument(
-        "results", nargs="?", type=Path, default=Path("results"), help="results folder (default: results)"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, help="results folder (default: results)")
+    parser.add_argument("--results", type=Path, help="the same, as the other commands have it")
     parser.add_argument("--format", choices=[*FORMATS, "html"], default="text", help="default: text")
     parser.add_argument(
         "--show", choices=SHOWS, default="board", help="what text, md and latex show: a row per method, both its "
@@ -41,15 +42,19 @@ def run(verb: str, arguments: list[str]) -> int:
         "checkpoint must be here",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.folder and options.results:
+        raise UserError(f"Two results folders, {options.folder} and --results {options.results}: give one.")
+    options.results = options.results or options.folder or Path("results")
     if options.gallery and options.format != "html":
         raise UserError("--gallery belongs to the page: add --format html.")
     if not options.results.is_dir():
         raise UserError(
             f"The results folder {options.results} is missing. Give its path, or make records with `fssbench test`."
         )
-    board = load_board(options.results)
+    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None}
+    board = load_board(options.results, partial(_is_wanted, filters) if filters else None)
     complain_about(board)
-    tables = chosen(board.tables, {name: getattr(options, name) for name in FILTERS})
+    tables = chosen(board.tables, filters)
     if not tables and not options.out and options.format == "text":
         print(f"No records in {options.results}. Make some with `fssbench test`.")
         return 0
@@ -77,14 +82,16 @@ def complain_about(board: Board) -> None:
         print(f"fssbench: failed: {failure.name}: {failure.reason} ({failure.when})", file=sys.stderr)
 
 
-def chosen(tables: Sequence[Table], wanted: dict[str, list[str] | None]) -> list[Table]:
-    """The tables with the wanted values, e.g. `{"dataset": ["coco-20i"], "shot": None}`.
+def _is_wanted(filters: Mapping[str, list[str]], table: Mapping[str, Any]) -> bool:
+    return all(str(table[name]) in values for name, values in filters.items())
+
+
+def chosen(tables: Sequence[Table], filters: Mapping[str, list[str]]) -> list[Table]:
+    """The tables with the wanted values, e.g. `{"dataset": ["coco-20i"], "shot": ["1", "5"]}`.
 
     Raises `UserError` for a value that no table has.
     """
-    for name, values in wanted.items():
-        if values is None:
-            continue
+    for name, values in filters.items():
         known = {str(getattr(table, name)) for table in tables}
         for value in values:
             if value not in known:

@@ -56,15 +56,16 @@ def iou_scores(counts: Mapping[int, Sequence[int]], episodes: Mapping[int, int],
             f"No episode of class {', '.join(map(str, missing))} was scored ({len(missing)} of {len(classes)} novel "
             "classes): an mIoU over the other classes is not comparable. Run the whole manifest, or set strict=False."
         )
-    class_iou = {c: _iou(counts[c][0], counts[c][1]) for c in present}
-    foreground = _iou(sum(counts[c][0] for c in present), sum(counts[c][1] for c in present))
-    background = _iou(sum(counts[c][2] for c in present), sum(counts[c][3] for c in present))
+    whole = {c: tuple(map(int, counts[c])) for c in classes}
+    class_iou = {c: _iou(whole[c][0], whole[c][1]) for c in present}
+    pooled = [sum(part) for part in zip(*(whole[c] for c in present), strict=True)]
+    foreground, background = _iou(*pooled[:2]), _iou(*pooled[2:])
     return IoUScores(
         miou=mean(class_iou.values()),
         fb_iou=mean([foreground, background]),
         class_iou=class_iou,
         episodes_per_class={c: int(episodes[c]) for c in classes},
-        counts={c: tuple(map(int, counts[c])) for c in classes},
+        counts=whole,
         missing_classes=missing,
     )
 
@@ -77,4 +78,4 @@ def mean(values: Iterable[float]) -> float:
 
 def _iou(intersection: int, union: int) -> float:
     """I / max(U, 1): an empty union gives 0, as in the released codes."""
-    return int(intersection) / max(int(union), 1)
+    return intersection / max(union, 1)

@@ -46,15 +46,16 @@ class Entry:
     def of(cls, record: ResultRecord, path: str = "") -> Entry:
         """The excerpt of a record."""
         classes = record.scores.class_iou
+        scores = classes.values()
         return cls(
-            **{name: getattr(record.key, name) for name in KEY_NAMES},
+            **vars(record.key),
             miou=record.scores.miou,
             fb_iou=record.scores.fb_iou,
             episodes=record.scores.episodes,
             class_ids=tuple(classes),
-            class_names=tuple(score.name for score in classes.values()),
-            class_ious=tuple(score.iou for score in classes.values()),
-            class_episodes=tuple(score.episodes for score in classes.values()),
+            class_names=tuple([score.name for score in scores]),
+            class_ious=tuple([score.iou for score in scores]),
+            class_episodes=tuple([score.episodes for score in scores]),
             **vars(record.cost),
             device=record.provenance.device,
             origin=record.provenance.origin,

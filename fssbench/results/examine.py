@@ -23,7 +23,7 @@ from fssbench.errors import UserError
 from fssbench.metrics.scores import COUNTS
 from fssbench.results.entry import Entry
 from fssbench.results.fields import to_json
-from fssbench.results.record import Metadata
+from fssbench.results.record import Metadata, pixel_counts
 from fssbench.results.store import File, ResultStore
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ BATCH = 2000
 """Results read at once: bounds the memory, and the work that one damaged file makes."""
 SHARE = 4000
 """Results that are worth a process of their own: it takes about a second to start."""
-CLASS_FIELDS = ("class_ids", "class_names", "class_ious", "class_episodes")
-"""Fields of `Entry` with a value for each class; the others have one."""
+SHARED = ("class_ids", "class_names", "class_episodes", "metadata")
+"""Fields of `Entry` that many results have alike: JSON texts in the frame, so that each of them is read once."""
 
 
 class Examined(NamedTuple):
@@ -74,8 +74,10 @@ def _batch(store: ResultStore, files: Sequence[File]) -> Examined:
     """Check records, then all their tables at once."""
     import polars as pl
 
-    singles: dict[str, list[Any]] = {name: [] for name in result_schema() if name not in CLASS_FIELDS}
-    classes: dict[str, list[Any]] = {name: [] for name in ("path", *CLASS_FIELDS, *COUNTS)}
+    schema = result_schema()
+    singles = {name: kind for name, kind in schema.items() if name != "class_ious"}
+    rows: list[tuple[Any, ...]] = []
+    classes: dict[str, list[Any]] = {name: [] for name in _class_schema()}
     reasons: dict[str, str] = {}
     for path, stamp in files:
         try:
@@ -84,22 +86,21 @@ def _batch(store: ResultStore, files: Sequence[File]) -> Examined:
             reasons[path] = str(error)
             continue
         entry = Entry.of(record, path)
-        singles["stamp"].append(stamp)
-        singles["reason"].append(None)
-        for name in singles.keys() - {"stamp", "reason", "metadata"}:
-            singles[name].append(getattr(entry, name))
-        singles["metadata"].append(_metadata_text(entry.metadata))
+        others = {"stamp": stamp, "reason": None, **{name: _text(getattr(entry, name)) for name in SHARED}}
+        rows.append(tuple([others[name] if name in others else getattr(entry, name) for name in singles]))
         classes["path"] += [path] * len(entry.class_ids)
-        for name in CLASS_FIELDS:
-            classes[name] += getattr(entry, name)
-        for name in COUNTS:
-            classes[name] += [getattr(score, name) for score in record.scores.class_iou.values()]
-    schema = result_schema()
+        classes["class_id"] += entry.class_ids
+        classes["len"] += entry.class_episodes
+        classes["class_ious"] += entry.class_ious
+        for name, column in zip(
+            COUNTS, zip(*map(pixel_counts, record.scores.class_iou.values()), strict=True), strict=True
+        ):
+            classes[name] += column
     of_classes = pl.DataFrame(classes, schema=_class_schema())
-    episodes, unread = read_episodes(store, singles["path"])
-    reasons |= unread | _differing(store, of_classes, episodes)
-    lists = of_classes.group_by("path", maintain_order=True).agg(*CLASS_FIELDS)
-    good = pl.DataFrame(singles, schema={name: schema[name] for name in singles}).join(lists, on="path")
+    ious = of_classes.group_by("path", maintain_order=True).agg("class_ious")
+    good = pl.DataFrame(rows, schema=singles, orient="row").join(ious, on="path")
+    episodes, unread = read_episodes(store, good["path"].to_list())
+    reasons |= unread | _differing(store, of_classes.drop("class_ious"), episodes)
     stamps = dict(files)
     bad = {"path": list(reasons), "stamp": [stamps[path] for path in reasons], "reason": list(reasons.values())}
     wrong = pl.DataFrame(bad, schema={name: pl.String for name in bad})
@@ -111,10 +112,7 @@ def _differing(store: ResultStore, classes: pl.DataFrame, episodes: pl.DataFrame
     """Path -> reason, for results whose table does not add up to the record's counts of each class."""
     import polars as pl
 
-    read = classes.join(episodes, on="path", how="semi")
-    expected = read.select(
-        "path", pl.col("class_ids").alias("class_id"), pl.col("class_episodes").alias("len"), *COUNTS
-    )
+    expected = classes.join(episodes, on="path", how="semi")
     counted = episodes.group_by("path", "class_id").agg(pl.len().cast(pl.Int64), *map(pl.sum, COUNTS))
     apart = [
         one.join(other, on=expected.columns, how="anti") for one, other in ((expected, counted), (counted, expected))
@@ -187,10 +185,9 @@ def result_schema() -> dict[str, Any]:
 
     kinds = {
         "str": pl.String, "str | None": pl.String, "int": pl.Int64, "int | None": pl.Int64, "float": pl.Float64,
-        "float | None": pl.Float64, "tuple[int, ...]": pl.List(pl.Int64), "tuple[str, ...]": pl.List(pl.String),
-        "tuple[float, ...]": pl.List(pl.Float64), "Metadata": pl.String,
+        "float | None": pl.Float64, "tuple[float, ...]": pl.List(pl.Float64),
     }  # fmt: skip
-    excerpt = {field.name: kinds[str(field.type)] for field in fields(Entry)}
+    excerpt = {field.name: pl.String if field.name in SHARED else kinds[str(field.type)] for field in fields(Entry)}
     return {"path": pl.String, "stamp": pl.String, "reason": pl.String, **excerpt}
 
 
@@ -210,13 +207,13 @@ def _count_schema() -> dict[str, Any]:
 def _class_schema() -> dict[str, Any]:
     import polars as pl
 
-    lists = {name: kind.inner for name, kind in result_schema().items() if name in CLASS_FIELDS}
-    return {"path": pl.String, **lists, **dict.fromkeys(COUNTS, pl.Int64)}
+    counts = dict.fromkeys(COUNTS, pl.Int64)
+    return {"path": pl.String, "class_id": pl.Int64, "len": pl.Int64, **counts, "class_ious": pl.Float64}
 
 
 @cache
-def _metadata_text(metadata: Metadata) -> str:
-    return json.dumps(to_json(metadata))
+def _text(value: Metadata | tuple[int | str, ...]) -> str:
+    return json.dumps(to_json(value))
 
 
 # -- several processes ------------------------------------------------------------------------------------------------

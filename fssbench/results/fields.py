@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Collection
 from functools import cache, partial
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fssbench.errors import UserError, nearest
@@ -182,8 +183,10 @@ def _is_plain(value: Any) -> bool:
     if kind is float:
         return math.isfinite(value)
     if kind is list:
-        return all(map(_is_plain, value))
-    return kind is dict and {*map(type, value)} <= {str} and all(map(_is_plain, value.values()))
+        return {*map(type, value)} <= _EXACT or all(map(_is_plain, value))
+    if kind is dict and {*map(type, value)} <= {str}:
+        return {*map(type, value.values())} <= _EXACT or all(map(_is_plain, value.values()))
+    return False
 
 
 def _check_type(hint: Any, value: Any, where: str) -> None:
@@ -240,9 +243,10 @@ def _is_other_float(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@cache
 def _fit_all(hint: Any) -> Callable[[Collection[Any]], bool]:
     """Whether all items are of a type: a look at the set of their types decides nearly always."""
-    exact, fits = _exact(hint), _fits(hint)
+    exact, fits = _EXACT if hint is Any else _exact(hint), _fits(hint)
     if hint is float:
         return lambda items: (
             ({*map(type, items)} == {float} and all(map(math.isfinite, items))) or all(map(fits, items))
@@ -264,8 +268,15 @@ def _reviver(hint: Any) -> Callable[[Any, str], Any] | None:
         item = _reviver(args[0])
         return lambda value, where: _tuple(value, where, item)
     if origin is dict:
-        return lambda value, where: _dict(value, where, args[0] is int, _reviver(args[1]))
+        key, item, together = args[0], _reviver(args[1]), partial(_groups, args[1]) if _is_flat(args[1]) else None
+        if item or key is int:
+            return lambda value, where: _dict(value, where, key is int, item, together)
     return None
+
+
+def _is_flat(hint: Any) -> bool:
+    """Whether a hint is a group without groups or lists of its own."""
+    return isinstance(hint, type) and issubclass(hint, Checked) and len(_hints(hint)) > 1 and not _plan(hint).revivers
 
 
 def _tuple(value: Any, where: str, item: Callable[[Any, str], Any] | None) -> Any:
@@ -274,13 +285,41 @@ def _tuple(value: Any, where: str, item: Callable[[Any, str], Any] | None) -> An
     return tuple(item(one, f"{where}[{index}]") for index, one in enumerate(value)) if item else tuple(value)
 
 
-def _dict(value: Any, where: str, integer_keys: bool, item: Callable[[Any, str], Any] | None) -> Any:
+def _dict(
+    value: Any,
+    where: str,
+    integer_keys: bool,
+    item: Callable[[Any, str], Any] | None,
+    together: Callable[[Collection[Any]], list[Any] | None] | None,
+) -> Any:
     if not isinstance(value, dict):
         return value
-    return {
-        (_int_key(key, where) if integer_keys else key): item(one, f"{where}[{key}]") if item else one
-        for key, one in value.items()
-    }
+    keys = [_int_key(key, where) for key in value] if integer_keys else list(value)
+    items = together(value.values()) if together else None
+    if items is None:
+        items = [item(one, f"{where}[{key}]") for key, one in value.items()] if item else list(value.values())
+    return dict(zip(keys, items, strict=True))
+
+
+def _groups(kind: type[Checked], items: Collection[Any]) -> list[Checked] | None:
+    """Flat groups of one kind, their types checked column by column: a board reads millions of them. None where one of
+    them is wrong; reading them one by one will say which and why."""
+    hints = _hints(kind)
+    if {*map(type, items)} != {dict} or {*map(len, items)} != {len(hints)}:
+        return None
+    try:
+        rows = list(map(itemgetter(*hints), items))
+    except KeyError:
+        return None
+    if not all(_fit_all(hint)(column) for hint, column in zip(hints.values(), zip(*rows, strict=True), strict=True)):
+        return None
+    made = []
+    for item in items:
+        group = object.__new__(kind)
+        vars(group).update(item)
+        group._check()
+        made.append(group)
+    return made
 
 
 def _int_key(key: str, where: str) -> int:

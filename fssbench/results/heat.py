@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from fssbench.results.leaderboard import ClassCell, Row, Table
-from fssbench.results.views import percent
+from fssbench.results.views import percent, record_id, row_name
 
 
 def heat_maps(table: Table) -> str:
@@ -25,7 +25,7 @@ def _heat_map(table: Table, fold: int) -> str:
     classes = {class_id: cell.name for (_, class_id), cell in sorted(cells.items(), key=lambda item: item[0][1])}
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes.values())
     lines = [
-        f'<tr><th scope="row" class="word">{escape(row.name)}</th>'
+        f'<tr><th scope="row" class="word"><a href="#{escape(record_id(row.records[fold]))}">{escape(row_name(row))}</a></th>'
         + "".join(_cell(cells.get((number, class_id))) for class_id in classes)
         + "</tr>"
         for number, row in enumerate(table.rows)

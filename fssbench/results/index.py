@@ -21,7 +21,7 @@ from fssbench.errors import UserError
 from fssbench.files import cache_folder, sha256_text, write_text_whole, written_whole
 from fssbench.metrics.scores import COUNTS
 from fssbench.results.entry import Entry
-from fssbench.results.examine import counts_of, examined, result_schema
+from fssbench.results.examine import SHARED, counts_of, examined, result_schema
 from fssbench.results.fields import from_json
 from fssbench.results.noise import Noise, noise
 from fssbench.results.record import SCHEMA_VERSION, Metadata
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fssbench.results.statistics import Samples
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the index files; those of another version are made anew. Raised when a statistic is computed otherwise."""
 
 
@@ -70,12 +70,11 @@ class StoreIndex:
     def entries(self) -> list[Entry]:
         """All usable results, by path."""
         names = [field.name for field in fields(Entry)]
-        columns = [self._usable[name].to_list() for name in names]
-        lists = [number for number, name in enumerate(names) if self._usable.schema[name].is_nested()]
-        for number in lists:
-            columns[number] = [tuple(values) for values in columns[number]]
-        columns[names.index("metadata")] = [_metadata(text) for text in columns[names.index("metadata")]]
-        return [Entry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+        columns = {name: self._usable[name].to_list() for name in names}
+        columns["class_ious"] = [tuple(ious) for ious in columns["class_ious"]]
+        for name in SHARED:
+            columns[name] = [(_metadata if name == "metadata" else _values)(text) for text in columns[name]]
+        return [Entry(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
     # -- statistics -----------------------------------------------------------------------------------------------
 
@@ -106,12 +105,13 @@ class StoreIndex:
             return {}
         return found
 
-    def keep_noise(self) -> None:
-        """Write the statistics that were asked for since the index was opened, and drop all others."""
-        if self._used_noise.keys() == self._kept_noise.keys():
+    def keep_noise(self, others: bool = False) -> None:
+        """Write the statistics that were asked for since the index was opened; `others` keeps those of other tables."""
+        tables = {**(self._kept_noise if others else {}), **self._used_noise}
+        if tables.keys() == self._kept_noise.keys():
             return
         try:
-            write_text_whole(self._noise_file, json.dumps({"version": _version(), "tables": self._used_noise}))
+            write_text_whole(self._noise_file, json.dumps({"version": _version(), "tables": tables}))
         except UserError:  # no cache folder: they are computed again next time
             return
 
@@ -165,6 +165,12 @@ class StoreIndex:
 
 def _version() -> str:
     return f"{LAYOUT}.{SCHEMA_VERSION}"
+
+
+@cache
+def _values(text: str) -> tuple[Any, ...]:
+    """A value of an index row for every class; a few texts serve all rows."""
+    return tuple(json.loads(text))
 
 
 @cache

@@ -15,8 +15,9 @@ Nothing is rounded here; the renderers round what they show to people.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 from fssbench.files import sha256_text
@@ -140,10 +141,15 @@ class Table(Checked):
         return row.rank is not None and sum(other.rank == row.rank for other in self.rows) > 1
 
 
-def board(records: Iterable[ResultRecord | Entry], judge: Judge | None = None) -> list[Table]:
+def board(
+    records: Iterable[ResultRecord | Entry],
+    judge: Judge | None = None,
+    judged: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> list[Table]:
     """Tables of all records, by data set, protocol, shot, resolution and track, and by manifests where they differ.
 
-    Without a `judge` there are no intervals, and rows share a rank only where their means are equal.
+    Without a `judge`, and in tables that are not `judged` by these fields, there are no intervals, and rows share a rank
+    only where their means are equal.
     """
     experiments: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for record in records:
@@ -152,13 +158,14 @@ def board(records: Iterable[ResultRecord | Entry], judge: Judge | None = None) -
     grouped: dict[tuple[Any, ...], list[_Draft]] = defaultdict(list)
     for group in experiments.values():
         draft = _draft(group)
-        common = tuple(getattr(group[0], name) for name in _TABLE_KEYS)
-        grouped[(*common, draft.row.metadata.track)].append(draft)
-    return [
-        _table(dict(zip((*_TABLE_KEYS, "track"), group, strict=True)), manifests, drafts, judge)
-        for group in sorted(grouped)
-        for manifests, drafts in _comparable(grouped[group])
-    ]
+        shared = tuple(getattr(group[0], name) for name in _TABLE_KEYS)
+        grouped[(*shared, draft.row.metadata.track)].append(draft)
+    tables = []
+    for values, every in sorted(grouped.items(), key=itemgetter(0)):
+        common = dict(zip((*_TABLE_KEYS, "track"), values, strict=True))
+        its_judge = judge if judged is None or judged(common) else None
+        tables += [_table(common, manifests, drafts, its_judge) for manifests, drafts in _comparable(every)]
+    return tables
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fssbench.results.heat import heat_maps
 from fssbench.results.leaderboard import Row, Table
 from fssbench.results.plots import cost_plot, interval_bar
 from fssbench.results.published import Published
-from fssbench.results.views import count, facts, gibibytes, percent, rank, seconds, span, title
+from fssbench.results.views import count, facts, gibibytes, percent, rank, record_id, seconds, span, title
 from fssbench.version import __version__
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "page"
@@ -147,22 +147,22 @@ def _th(text: str, meaning: str = "", word: bool = False, first: str = "descendi
 def _row(table: Table, row: Row, bounds: tuple[float, float], told: bool) -> str:
     """A measured row; `told` adds its device and protocol."""
     folds = [
-        _td(percent(value), value, _record_id(row.records.get(fold)), span(row.fold_intervals[fold]))
+        _td(percent(value), value, record_id(row.records.get(fold)), span(row.fold_intervals[fold]))
         for fold, value in enumerate(row.fold_miou)
     ]
     folds += [_td("-", None)] * (table.n_folds - len(row.fold_miou))
     own = next(iter(row.records.values()), None)
     external = ' <span class="tag">external masks</span>' if row.external else ""
-    name = f'<a href="#{_record_id(own)}">{escape(row.method)}</a> <code>{row.config_hash[:8]}</code>{external}'
+    name = f'<a href="#{record_id(own)}">{escape(row.method)}</a> <code>{row.config_hash[:8]}</code>{external}'
     if row.seed:
         name += f' <span class="soft">seed {row.seed}</span>'
     bar = interval_bar(row.miou, row.interval, bounds) if row.miou is not None else ""
-    mean = _td(percent(row.miou), row.miou, _record_id(own))
+    mean = _td(percent(row.miou), row.miou, record_id(own))
     low = row.interval[0] if row.interval else None
     cells = [
         _td(rank(table, row), row.rank), f'<th scope="row" class="word">{name}</th>', *folds, mean,
         f'<td data-value="{_plain(low)}">{bar}<span class="soft small">{span(row.interval)}</span></td>',
-        _td(percent(row.fb_iou), row.fb_iou, _record_id(own), after=span(row.fb_interval)), _td(count(row.parameters), row.parameters),
+        _td(percent(row.fb_iou), row.fb_iou, record_id(own), after=span(row.fb_interval)), _td(count(row.parameters), row.parameters),
         _td(count(row.trained_parameters), row.trained_parameters),
         _td(seconds(row.seconds_per_episode), row.seconds_per_episode), _td(gibibytes(row.peak_memory), row.peak_memory),
     ]  # fmt: skip
@@ -213,11 +213,6 @@ def _range(table: Table) -> tuple[float, float]:
 # -- records, galleries, remarks --------------------------------------------------------------------------------------
 
 
-def _record_id(path: str | None) -> str:
-    """Name of a record's place on the page."""
-    return f"record/{path.removesuffix('.json')}" if path else ""
-
-
 def _records(root: Path, tables: Sequence[Table]) -> str:
     blocks = [_record(root, table, row, fold) for table in tables for row in table.rows for fold in row.records]
     return f'<section id="records"><h2>Records</h2>\n{"".join(blocks)}</section>' if blocks else ""
@@ -247,7 +242,7 @@ def _record(root: Path, table: Table, row: Row, fold: int) -> str:
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in told.items())
     head = f"{escape(row.name)}: {escape(table.dataset)} fold {fold}, {table.shot}-shot, seed {row.seed}"
-    return f'<details id="{escape(_record_id(path))}"><summary>{head}</summary><dl>{items}</dl></details>\n'
+    return f'<details id="{escape(record_id(path))}"><summary>{head}</summary><dl>{items}</dl></details>\n'
 
 
 def _command(text: str) -> str:
@@ -258,7 +253,7 @@ def _galleries(galleries: Iterable[Gallery]) -> str:
     parts = []
     for gallery in galleries:
         parts.append(
-            f'<section><h2>{escape(gallery.title)}</h2><p><a href="#{escape(_record_id(gallery.record))}">its record</a></p>'
+            f'<section><h2>{escape(gallery.title)}</h2><p><a href="#{escape(record_id(gallery.record))}">its record</a></p>'
         )
         for group in dict.fromkeys(shown.group for shown in gallery.episodes):
             parts.append(f"<h3>{group}</h3>")

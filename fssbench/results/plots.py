@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from fssbench.results.leaderboard import Row, Table
-from fssbench.results.views import percent, seconds, span
+from fssbench.results.views import percent, row_name, seconds, span
 
 
 def interval_bar(mean: float, interval: tuple[float, ...], bounds: tuple[float, float]) -> str:
@@ -62,10 +62,10 @@ def cost_plot(table: Table) -> str:
 
 def _dot(row: Row, x: float, y: float, interval: list[float]) -> str:
     bar = f'<line class="span" x1="{x}" x2="{x}" y1="{interval[0]}" y2="{interval[1]}"/>' if interval else ""
-    told = f"{row.name}: mIoU {percent(row.miou)}, {seconds(row.seconds_per_episode)} s per episode"
+    told = f"{row_name(row)}: mIoU {percent(row.miou)}, {seconds(row.seconds_per_episode)} s per episode"
     return (
         f'<g>{bar}<circle cx="{x}" cy="{y}" r="5"><title>{escape(told)}</title></circle>'
-        f'<text x="{x + 9}" y="{y + 4}">{escape(row.method)}</text></g>'
+        f'<text x="{x + 9}" y="{y + 4}">{escape(row.method)}{f" seed {row.seed}" if row.seed else ""}</text></g>'
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import attrgetter
 from pathlib import Path
@@ -50,6 +50,9 @@ ORIGINS = ("fssbench", "external")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+pixel_counts = attrgetter(*COUNTS)
+"""The four counts of a `ClassScore` or `EpisodeRow`, in the order of `COUNTS`."""
 
 
 def counted_at(resolution: str) -> str:
@@ -138,7 +141,7 @@ class Scores(Checked):
     def _check(self) -> None:
         self.require(bool(self.class_iou), "class_iou", "at least one class")
         follows = iou_scores(
-            {c: attrgetter(*COUNTS)(score) for c, score in self.class_iou.items()},
+            {c: pixel_counts(score) for c, score in self.class_iou.items()},
             {c: score.episodes for c, score in self.class_iou.items()},
         )
         for c, score in self.class_iou.items():
@@ -166,9 +169,8 @@ class Cost(Checked):
     """Largest memory in bytes during the test, of one process: allocated on the GPU, or resident without one."""
 
     def _check(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            self.require(value is None or value >= 0, field.name, "0 or more, or null")
+        for name, value in vars(self).items():
+            self.require(value is None or value >= 0, name, "0 or more, or null")
         if self.parameters is not None and self.trained_parameters is not None:
             self.require(self.trained_parameters <= self.parameters, "trained_parameters", f"up to {self.parameters}")
 
@@ -218,8 +220,8 @@ class Metadata(Checked):
             for word in (value,) if isinstance(value, str) else value:
                 if word not in (*words, UNKNOWN):
                     raise UserError(f"metadata.{name} is {shown(word)}, not a known word.{_valid(word, words)}")
-        for field in fields(self):
-            self.require(getattr(self, field.name) != "", field.name, "some text, 'unknown' where it is not known")
+        for name, value in vars(self).items():
+            self.require(value != "", name, "some text, 'unknown' where it is not known")
         several = bool(self.contamination) and not {"none", UNKNOWN} & set(self.contamination)
         self.require(several or len(self.contamination) == 1, "contamination", "words; 'none' and 'unknown' only alone")
 
@@ -323,7 +325,7 @@ def read_record(path: str | Path) -> ResultRecord:
         UserError: the file is missing, is not JSON, or breaks the schema; names the file and the field.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_bytes().decode("utf-8"))
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise UserError(f"schema_version is {version}, this fssbench reads up to {SCHEMA_VERSION}: update fssbench")

@@ -63,9 +63,7 @@ class ResultStore:
         The name leaves out the weights and the manifest: a second result of the same method configuration on the same
         fold, shot and seed replaces the first on purpose (`overwrite`) or goes to another store.
         """
-        square = "" if key.resolution == "original" else f"_{key.resolution}"
-        folder = self.root / key.dataset / key.protocol / f"{key.method}@{key.config_hash[:8]}"
-        return folder / f"fold{key.fold}_shot{key.shot}_seed{key.seed}{square}.json"
+        return self.root.joinpath(*_place(key))
 
     def write(self, record: ResultRecord, rows: Sequence[EpisodeRow], overwrite: bool = False) -> Path:
         """Write a record and its episode table, both or none, after recomputing the record from the rows.
@@ -130,9 +128,9 @@ class ResultStore:
             UserError: the record is damaged, lies where another belongs, or has no table.
         """
         record = read_record(path)
-        if path != self.path(record.key):
+        if path.parts != (*self.root.parts, *_place(record.key)):
             raise UserError(f"{path}: its key belongs to {self.path(record.key)}; was the file moved or renamed?")
-        if not path.with_suffix(".parquet").is_file():
+        if not os.path.isfile(f"{os.fspath(path).removesuffix('.json')}.parquet"):
             table = f"{path.stem}.parquet"
             raise UserError(f"{path}: the episode table {table} is missing; restore it or run the test again.")
         return record
@@ -209,6 +207,13 @@ class ResultStore:
             yield
         finally:
             lock.release()
+
+
+def _place(key: Key) -> tuple[str, str, str, str]:
+    """Folders and name of a key's JSON file below the root."""
+    square = "" if key.resolution == "original" else f"_{key.resolution}"
+    name = f"fold{key.fold}_shot{key.shot}_seed{key.seed}{square}.json"
+    return key.dataset, key.protocol, f"{key.method}@{key.config_hash[:8]}", name
 
 
 def _give_up(lock: BaseFileLock) -> None:

@@ -144,7 +144,7 @@ def _folds(table: Table) -> Grid:
 def _classes(table: Table) -> Grid:
     cells = {(number, c.fold, c.class_id): c for number, row in enumerate(table.rows) for c in row.cells()}
     found = sorted({(fold, class_id) for _, fold, class_id in cells})
-    names = [row.name if row.seed == 0 else f"{row.name} seed {row.seed}" for row in table.rows]
+    names = [row_name(row) for row in table.rows]
     rows = []
     for fold, class_id in found:
         of_rows = [cells.get((number, fold, class_id)) for number in range(len(table.rows))]
@@ -189,6 +189,16 @@ def _notes(table: Table) -> list[str]:
     if any(table.shares_rank(row) for row in table.rows):
         notes.append("rank: 1 + the rows better by more than the noise (paired 95 % interval without 0); = shared.")
     return notes
+
+
+def row_name(row: Row) -> str:
+    """Method, configuration, and the seed where it is not 0."""
+    return row.name if row.seed == 0 else f"{row.name} seed {row.seed}"
+
+
+def record_id(path: str | None) -> str:
+    """Name of a record's place on the page; empty without a path."""
+    return f"record/{path.removesuffix('.json')}" if path else ""
 
 
 def rank(table: Table, row: Row) -> str:

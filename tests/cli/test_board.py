@@ -49,6 +49,30 @@ def test_filters(results: Path, capsys: Output) -> None:
     )
 
 
+def test_the_folder_is_a_word_or_an_option(results: Path, capsys: Output) -> None:
+    shown = set()
+    for where in ([], ["results"], ["--results", "results"]):
+        assert main(["leaderboard", *where, "--format", "csv"]) == 0
+        shown.add(capsys.readouterr().out)
+    assert len(shown) == 1
+    assert "results and --results other: give one" in error_line(
+        capsys, ["leaderboard", "results", "--results", "other"]
+    )
+
+
+def test_a_record_is_found_below_the_results_folder(results: Path, capsys: Output) -> None:
+    path = next(results.rglob("*.json"))
+    assert main(["explain", str(path)]) == 0
+    told = capsys.readouterr().out
+    below = str(path.relative_to(results))
+    assert main(["explain", below]) == 0
+    assert capsys.readouterr().out == told.replace(str(path), f"results/{below}")
+    results.rename("others")
+    assert main(["explain", below, "--results", "others"]) == 0
+    assert f"fssbench replay others/{below}" in capsys.readouterr().out
+    assert f"Cannot read {below}" in error_line(capsys, ["explain", below])
+
+
 def test_damaged_records_are_named_and_the_board_is_shown(results: Path, capsys: Output) -> None:
     broken = next(results.rglob("fold3_shot5*.json"))
     broken.write_text("{")

@@ -124,6 +124,7 @@ def test_a_number_is_explained(fitted: Path, capsys: Output) -> None:
         "same bits",
         f"fssbench replay {only_record()}",
         "training max_epochs",
+        "training episodes_per_epoch ",
     ):
         assert fact in out
     assert config_hash(record["provenance"]["method_config"]) in out

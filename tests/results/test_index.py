@@ -161,6 +161,26 @@ def test_statistics_are_computed_again_for_tables_that_changed(
     assert computed == [2, 2, 1]
 
 
+def test_only_wanted_tables_of_a_large_folder_get_statistics(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(store, "one")
+    for fold in range(4):
+        rows = make_rows(fold, shot=5)
+        store.write(make_record(rows, fold=fold, method="one", shot=5), rows)
+    whole = load_board(store.root)
+    assert load_board(store.root, lambda table: table["shot"] == 5) == whole, "a small folder's board is kept whole"
+    monkeypatch.setattr(boards, "KEPT_RECORDS", 0)
+    monkeypatch.setattr(boards, "LAYOUT", 99)  # forget the kept board
+    five = load_board(store.root, lambda table: table["shot"] == 5)
+    assert five.tables[1] == whole.tables[1]
+    assert five.tables[0].rows[0].interval == ()
+    assert five.tables[0].rows[0].miou == whole.tables[0].rows[0].miou
+    monkeypatch.setattr(index_module, "noise", lambda *_: pytest.fail("statistics of both tables are known"))
+    assert load_board(store.root, lambda table: table["shot"] == 1).tables[0] == whole.tables[0]
+    assert load_board(store.root) == whole
+
+
 def test_samples_are_those_of_the_episodes(store: ResultStore) -> None:
     """Against the definition, with loops: draw episodes of each class, sum, divide, average."""
     from fssbench.results.statistics import SAMPLES, weights

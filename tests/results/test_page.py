@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from fssbench.results.boards import Board, load_board
-from fssbench.results.heat import colour
+from fssbench.results.heat import colour, heat_maps
 from fssbench.results.page import Gallery, Shown, page
+from fssbench.results.plots import cost_plot
 from fssbench.results.store import ResultStore
 from tests.results.make import make_record, make_rows
 
@@ -99,6 +100,22 @@ def test_every_number_leads_to_its_record_and_its_command(text: str, board: Boar
                 assert f'href="#record/{path.removesuffix(".json")}"' in text
                 assert (f"fssbench replay results/{path}" in text) == (not row.external)
                 assert f"fssbench explain results/{path}" in text
+
+
+def test_heat_maps_lead_to_the_records_of_their_fold(text: str, board: Board) -> None:
+    maps = re.findall(r'<table class="heat">.*?</table>', text)
+    rows = [(row, fold) for table in board.tables for row in table.rows for fold in row.records]
+    assert sum(part.count("<a href=") for part in maps) == len(rows)
+    for row, fold in rows:
+        assert f'<a href="#record/{row.records[fold].removesuffix(".json")}">{row.name}</a>' in "".join(maps)
+
+
+def test_runs_that_differ_in_their_seed_are_told_apart(board: Board) -> None:
+    (one,) = (row for table in board.tables for row in table.rows if row.method == "alpha")
+    table = replace(board.tables[1], rows=(one, replace(one, seed=7)))
+    for drawn in (heat_maps(table), cost_plot(table)):
+        assert f"{one.name} seed 7" in drawn
+        assert "seed 0" not in drawn
 
 
 def test_reported_rows_are_told_from_measured_ones(text: str, board: Board) -> None:
@@ -246,6 +263,14 @@ def test_plots_heat_maps_and_gallery_can_be_opened(opened: Any) -> None:
 def test_a_phone_scrolls_tables_and_never_the_page(opened: Any) -> None:
     opened.set_viewport_size({"width": 360, "height": 740})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_phone_keeps_the_method_and_its_head_in_sight(opened: Any) -> None:
+    opened.set_viewport_size({"width": 360, "height": 740})
+    opened.locator("#table1 .wide").first.evaluate("wide => wide.scrollLeft = 150")
+    head, cell = (opened.locator(f"#table1 .board {part} th >> nth={n}") for part, n in (("thead", 1), ("tbody", 0)))
+    edge = opened.locator("#table1 .wide").first.bounding_box()["x"]
+    assert head.bounding_box()["x"] == cell.bounding_box()["x"] == edge
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

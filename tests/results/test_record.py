@@ -115,6 +115,28 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         lambda d: d["scores"]["class_iou"]["7"].update(fg_intersection=201),
         "fg_intersection is 201",
     ),
+    "class without a count": (
+        lambda d: d["scores"]["class_iou"]["7"].pop("bg_union"),
+        r"record.scores.class_iou\[7\].bg_union is missing",
+    ),
+    "class with another field": (
+        lambda d: d["scores"]["class_iou"]["7"].update(fg_unoin=1),
+        r"class_iou\[7\].fg_unoin is not a known field. Did you mean 'fg_union'",
+    ),
+    "class with a field for another": (
+        lambda d: d["scores"]["class_iou"]["7"].update(fg_unoin=d["scores"]["class_iou"]["7"].pop("fg_union")),
+        r"class_iou\[7\].fg_union is missing",
+    ),
+    "text for a count": (
+        lambda d: d["scores"]["class_iou"]["7"].update(fg_union="200"),
+        r"class_iou.fg_union is '200' \(str\), expected a whole number",
+    ),
+    "true for a count": (lambda d: d["scores"]["class_iou"]["7"].update(episodes=True), "class_iou.episodes is True"),
+    "NaN in a class": (
+        lambda d: d["scores"]["class_iou"]["7"].update(iou=float("nan")),
+        r"class_iou.iou is nan \(float\), expected a finite number",
+    ),
+    "list for a class": (lambda d: d["scores"]["class_iou"].update({"7": [1]}), r"class_iou\[7\] is \[1\]"),
     "class id that is no number": (
         lambda d: d["scores"]["class_iou"].update(car=d["scores"]["class_iou"].pop("7")),
         "class_iou has the key 'car'",
