@@ -10,7 +10,8 @@ weights and of the training episodes, while the test episodes are the same for a
 process, which saves their start, and one at a time uses the machine. What was finished is kept, so that the same command
 goes on after an interruption, or with further seeds (`--seeds 0 1 2`). Other options go to every run.
 
-The table: mIoU on novel classes, the mean over folds and seeds; behind it the standard deviation over seeds of the mean
+The table: mIoU on novel classes, the mean over folds and seeds (of the seeds with the most folds; `4 x 3 - 6` says that
+six of the twelve runs are missing); behind it the standard deviation over seeds of the mean
 over folds; and the difference to the row `--against`, pair by pair (same fold, seed and episodes), with its standard error
 over the pairs. It is printed and kept in OUT/table.md, also while runs are missing.
 """
@@ -98,7 +99,9 @@ def table(scores: Scores, rows: Sequence[str], shots: Sequence[int], against: st
     lines = [f"| {' | '.join(head)} |", f"| --- | ---: |{' ---: |' * (len(head) - 2)}"]
     for row in rows:
         runs = scores.get((row, shots[0]), {})
-        cells = [f"{len({fold for _, fold in runs})} x {len({seed for seed, _ in runs})}"]
+        of_folds, of_seeds = len({fold for _, fold in runs}), len({seed for seed, _ in runs})
+        missing = of_folds * of_seeds - len(runs)
+        cells = [f"{of_folds} x {of_seeds}" + (f" - {missing}" if missing else "")]
         for shot in shots:
             cells += [_mean(scores.get((row, shot), {}))]
             cells += ["" if row == against else _difference(scores, row, against, shot)]

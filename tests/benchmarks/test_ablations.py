@@ -36,7 +36,7 @@ def test_table(script: ModuleType) -> None:
     lines = script.table(scores, ["comp", "full", "none"], [1, 5], "comp").splitlines()
     assert lines[0] == "| row | folds x seeds | 1-shot | minus comp | 5-shot | minus comp |"
     assert lines[2:] == [
-        "| comp | 2 x 3 | 33.5 ± 2.1 |  | 40.0 |  |",
+        "| comp | 2 x 3 - 1 | 33.5 ± 2.1 |  | 40.0 |  |",
         "| full | 2 x 1 | 34.0 | +2.0 ± 1.0 | - | - |",
         "| none | 0 x 0 | - | - | - | - |",
     ]
