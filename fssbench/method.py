@@ -22,6 +22,7 @@ from torch import Tensor
 from fssbench.checkpoint import class_path
 from fssbench.encoders.ahead import EncodeAhead
 from fssbench.encoders.cache import ALL, FeatureCache, Features
+from fssbench.encoders.compiled import CompiledEncoder, CompileMode
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
@@ -60,6 +61,9 @@ class FewShotMethod(Trainable):
         """Whether the last test counted every episode of the manifest exactly once."""
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
+        self.compile_encoder: CompileMode = "no"
+        """How torch.compile makes `encode` faster, from the next `setup` on."""
+        self._compiled: CompiledEncoder | None = None
         self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Any]] = []
         self._ahead: EncodeAhead | None = None
 
@@ -116,7 +120,7 @@ class FewShotMethod(Trainable):
         with torch.no_grad():
             if batch.query_image.numel():
                 images = torch.cat([batch.query_image, batch.support_images.flatten(0, 1)])
-                features = self.cache.features(keys, images, self.encode)
+                features = self.cache.features(keys, images, self._compiled or self.encode)
             else:
                 assert self._ahead is not None, "a batch without images, and no loader to take them from"
                 features = self._ahead.features(keys)
@@ -134,7 +138,7 @@ class FewShotMethod(Trainable):
             size = sampler.batch_size
             batches = [keys[start : start + size] for start in range(0, len(keys), size)]
             uses = [tuple(dict.fromkeys(key for episode in batch for key in episode)) for batch in batches]
-            self._ahead = EncodeAhead(self.cache, uses, source.stream, self.encode, self.device)
+            self._ahead = EncodeAhead(self.cache, uses, source.stream, self._compiled or self.encode, self.device)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -290,9 +294,12 @@ class FewShotMethod(Trainable):
     def setup(self, stage: str) -> None:
         """Begin with an empty cache, and as every trainable module does."""
         super().setup(stage)
+        mode = self.compile_encoder
+        self._compiled = None if mode == "no" else CompiledEncoder(self.encode, mode)
         self.cache.clear()
         if self.cache.store is not None:
             where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
+            where += "" if mode == "no" else f", compiled {mode}"  # fused operations round differently
             self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
 
 
