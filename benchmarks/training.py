@@ -3,9 +3,9 @@
     python benchmarks/training.py --rounds 1
     python benchmarks/training.py --methods fsdino --size full --steps 20 --precision bf16-mixed
 
-The straightforward side takes one episode at a time in float32, encodes its images in every step, and steps the optimiser
-after as many episodes as our side has in a batch; ours takes them as one batch, keeps features in memory, and may use
-another precision. Both see the same episodes of generated images (8 of each of two base classes) and start with the same
+The straightforward side takes one episode at a time in float32, encodes its images in every step, computes FS-DINO's 4D
+branch as `correlation.py` does plainly, and steps the optimiser after as many episodes as our side has in a batch; ours
+takes them as one batch, keeps features in memory, and may use another precision. Both see the same episodes of generated images (8 of each of two base classes) and start with the same
 weights, so their losses can be compared: two seeds say how much losses differ anyway. Every run is a process of its own.
 
 The peak is the highest resident memory during training minus that before it, when the network is there (on a GPU torch's
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from correlation import Plain
 from generated import SIZES, Generated, build, trainer
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from measuring import CLOCKS, alternating, forget_peak, heading, median_ratio, of_own_process, resident
 
 from fssbench.encoders.cache import FeatureCache
+from methods.fsdino import FSDINO
 
 SIDES = ("plain", "ours")
 SEEDS = (0, 1)
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["fsdino", "sam2fss"], help="default: fsdino sam2fss")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the networks (default: small)")
     parser.add_argument("--steps", type=int, default=16, help="optimiser steps (default: 16)")
-    parser.add_argument("--batch", type=int, default=4, help="episodes per step (default: 4)")
+    parser.add_argument("--batch", type=int, default=1, help="episodes per step (default: 1)")
     parser.add_argument("--precision", default="32-true", help="of our side (default: 32-true)")
     parser.add_argument("--rounds", type=int, default=1, help="of both sides and both seeds (default: 1)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
@@ -129,6 +131,9 @@ def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -
     method = build(name, options.size)
     method.cache = FeatureCache(0 if side == "plain" else 4096)
     plain = side == "plain"
+    if plain and isinstance(method, FSDINO):
+        assert method.net.corr is not None
+        method.net.corr = Plain.like(method.net.corr)  # type: ignore[assignment]
     data = Generated(
         2,
         IMAGES,
