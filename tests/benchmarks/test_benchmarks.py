@@ -140,8 +140,8 @@ def test_processes(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_training(here: Here) -> None:
-    smallest = ["--size", "tiny", "--steps", "2", "--batch", "2", "--methods", "fsdino"]
-    rows = here("training.py", *smallest)
+    smallest = ["--size", "tiny", "--steps", "2", "--batch", "2", "--images", "4", "--features", "disk"]
+    rows = here("training.py", "--methods", "fsdino", *smallest)
     assert [row[:2] for row in rows] == [["fsdino", "plain"], ["fsdino", "ours"]]
     plain, ours = (row[-1].split(", ") for row in rows)
     assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02), "the same weights, episodes and images"
