@@ -33,4 +33,6 @@ class CompiledEncoder:
         filled = 1 << (count - 1).bit_length()
         if filled > count:
             images = torch.cat([images, images[-1:].expand(filled - count, -1, -1, -1)])
+        if images.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last call returned is not needed any more
         return {name: value[:count] for name, value in self._compiled(images).items()}
