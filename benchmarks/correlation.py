@@ -51,10 +51,11 @@ class PlainConv(nn.Module):
 
 
 class Plain(nn.Module):
-    """The whole branch, plainly; its parameters are in the same order as those of `CorrelationPrompt`."""
+    """The whole branch, plainly, with the methods of `CorrelationPrompt` and its parameters in the same order."""
 
     def __init__(self, blocks: int, width: int, config: CorrConfig) -> None:
         super().__init__()
+        self.config = config
         sizes = [blocks, *config.channels, *[config.channels[-1]] * 3]
         shapes = [(5, 4), (3, 2), (3, 2), (3, 1), (3, 1), (3, 1)]
         self.reader = nn.Sequential(
@@ -66,27 +67,28 @@ class Plain(nn.Module):
         last = sizes[-1]
         self.head = nn.Sequential(nn.Conv2d(last, last, 3, padding=1), nn.ReLU(), nn.Conv2d(last, width, 1))
 
-    def forward(self, query: list[Tensor], support: list[Tensor], signs: Tensor) -> Tensor:
-        """L maps (B, D, h, w) each and signs (B, u, v) to a dense prompt (B, width, h, w)."""
+    def match(self, query: list[Tensor], support: list[Tensor], signs: Tensor) -> Tensor:
+        """L maps (B, D, h, w) each and signs (B, u, v) to (B, C, h, w)."""
         cosines = []
         for one, other in zip(query, support, strict=True):
             one, other = (x / (x.norm(dim=1, keepdim=True) + 1e-5) for x in (one, other))
             cosine = torch.bmm(one.flatten(2).transpose(1, 2), other.flatten(2)).clamp(min=0)
             cosines.append(cosine.view(len(one), *one.shape[2:], *other.shape[2:]))
         correlation = torch.stack(cosines, 1) * signs[:, None, None, None]
-        return self.head(self.reader(correlation).mean((-2, -1)))
+        return self.reader(correlation).mean((-2, -1))
 
+    def forward(self, matches: Tensor) -> Tensor:
+        """What `match` gave to a dense prompt (B, width, h, w)."""
+        return self.head(matches)
 
-class Ours(nn.Module):
-    """`CorrelationPrompt` behind the same interface."""
-
-    def __init__(self, blocks: int, width: int, config: CorrConfig, recompute: bool) -> None:
-        super().__init__()
-        self.prompt = CorrelationPrompt(blocks, width, config, recompute)
-
-    def forward(self, query: list[Tensor], support: list[Tensor], signs: Tensor) -> Tensor:
-        """As `Plain`."""
-        return self.prompt(self.prompt.match(query, support, signs))
+    @classmethod
+    def like(cls, prompt: CorrelationPrompt) -> Plain:
+        """The same in plain, with the same weights."""
+        width = prompt.head[-1].out_channels
+        plain = cls(sum(prompt.sizes), width, prompt.config)
+        for own, same in zip(plain.parameters(), prompt.parameters(), strict=True):
+            own.data.copy_(same.data)
+        return plain
 
 
 class Task:
@@ -101,17 +103,12 @@ class Task:
         )
         self.signs = ((torch.rand(shape[0], *shape[2:]) > 0.7).float() * 2 - 1).to(self.device)
         config = CorrConfig(zero_init_head=False, ce=True)
-        plain = Plain(options.blocks, 256, config)
-        self.net: nn.Module = plain
-        if side != "plain":
-            self.net = Ours(options.blocks, 256, config, side == "recomputing")
-            for own, same in zip(self.net.parameters(), plain.parameters(), strict=True):
-                own.data.copy_(same.data)
-        self.net.to(self.device)
+        ours = CorrelationPrompt(options.blocks, 256, config, side == "recomputing")
+        self.net = (Plain.like(ours) if side == "plain" else ours).to(self.device)
 
     def forward(self) -> Tensor:
         """The dense prompt."""
-        result: Tensor = self.net(self.query, self.support, self.signs)
+        result: Tensor = self.net(self.net.match(self.query, self.support, self.signs))
         return result
 
     def step(self, backward: bool) -> Tensor:

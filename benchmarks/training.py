@@ -1,12 +1,14 @@
 """Steps per second and peak memory of training against a straightforward loop of the same modules.
 
     python benchmarks/training.py --rounds 1
-    python benchmarks/training.py --methods fsdino --size full --steps 20 --precision bf16-mixed
+    python benchmarks/training.py --methods fsdino --size full --images 4 --features disk --clock processor
+    python benchmarks/training.py --batch 4 --precision bf16-mixed
 
-The straightforward side takes one episode at a time in float32, encodes its images in every step, and steps the optimiser
-after as many episodes as our side has in a batch; ours takes them as one batch, keeps features in memory, and may use
-another precision. Both see the same episodes of generated images (8 of each of two base classes) and start with the same
-weights, so their losses can be compared: two seeds say how much losses differ anyway. Every run is a process of its own.
+The straightforward side takes one episode at a time in float32, encodes its images in every step, computes FS-DINO's 4D
+branch as `correlation.py` does plainly, and steps the optimiser after as many episodes as our side has in a batch; ours
+takes them as one batch, keeps features in memory or on disk, and may use another precision. Both see the same episodes of
+generated images of two base classes and start with the same weights, so their losses can be compared: two seeds say how
+much losses differ anyway. Every run is a process of its own.
 
 The peak is the highest resident memory during training minus that before it, when the network is there (on a GPU torch's
 own peak). Goal: at most half the time and 0.6 of the memory. What a cache saves depends on how often images repeat, and
@@ -24,16 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from correlation import Plain
 from generated import SIZES, Generated, build, trainer
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from measuring import CLOCKS, alternating, forget_peak, heading, median_ratio, of_own_process, resident
 
 from fssbench.encoders.cache import FeatureCache
+from fssbench.encoders.store import FeatureStore
+from methods.fsdino import FSDINO
 
 SIDES = ("plain", "ours")
 SEEDS = (0, 1)
-IMAGES = 8
 
 
 def main() -> None:
@@ -42,7 +46,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["fsdino", "sam2fss"], help="default: fsdino sam2fss")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the networks (default: small)")
     parser.add_argument("--steps", type=int, default=16, help="optimiser steps (default: 16)")
-    parser.add_argument("--batch", type=int, default=4, help="episodes per step (default: 4)")
+    parser.add_argument("--batch", type=int, default=1, help="episodes per step (default: 1)")
+    parser.add_argument("--images", type=int, default=8, help="distinct images of each of two classes (default: 8)")
+    parser.add_argument(
+        "--features", choices=("memory", "disk"), default="memory", help="where ours keeps them (default: memory)"
+    )
     parser.add_argument("--precision", default="32-true", help="of our side (default: 32-true)")
     parser.add_argument("--rounds", type=int, default=1, help="of both sides and both seeds (default: 1)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
@@ -54,7 +62,8 @@ def main() -> None:
         print(json.dumps(one_training(*options.one, options)))
         return
     print(heading("torch", "lightning") + f"; {options.threads} thread(s), {options.clock} clock, {options.size} size")
-    print(f"{options.steps} steps of {options.batch} episodes, {2 * IMAGES} distinct images")
+    where = {"memory": "in memory", "disk": "on disk"}[options.features]
+    print(f"{options.steps} steps of {options.batch} episodes, {2 * options.images} distinct images, kept {where}")
     print("\n| method | side | steps/s | time, of plain | peak MiB | of plain | loss, first and last quarter |")
     print("|---|---|---|---|---|---|---|")
     for name in options.methods:
@@ -127,17 +136,22 @@ def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -
     """Seconds, peak bytes and the loss of each optimiser step."""
     seed_everything(int(seed), verbose=False)
     method = build(name, options.size)
-    method.cache = FeatureCache(0 if side == "plain" else 4096)
     plain = side == "plain"
+    if plain and isinstance(method, FSDINO):
+        assert method.net.corr is not None
+        method.net.corr = Plain.like(method.net.corr)  # type: ignore[assignment]
     data = Generated(
         2,
-        IMAGES,
+        options.images,
         seed=int(seed),
         batch_size=1 if plain else options.batch,
         episodes_per_epoch=options.steps * options.batch,
     )
     watch = Watch(options.clock)
     with tempfile.TemporaryDirectory() as folder:
+        on_disk = options.features == "disk"
+        store = FeatureStore(Path(folder) / "features", 100) if on_disk and not plain else None
+        method.cache = FeatureCache(0 if plain or on_disk else 4096, store=store)
         runner = trainer(
             Path(folder),
             max_epochs=1,

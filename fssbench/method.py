@@ -22,10 +22,12 @@ from torch import Tensor
 from fssbench.checkpoint import class_path
 from fssbench.encoders.ahead import EncodeAhead
 from fssbench.encoders.cache import ALL, FeatureCache, Features
+from fssbench.encoders.compiled import CompiledEncoder, CompileMode
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
 from fssbench.losses import bce_dice_loss
-from fssbench.metrics.iou import FewShotIoU, episode_counts
+from fssbench.metrics.at_size import Size, bilinear, predicted_counts, predicted_masks
+from fssbench.metrics.iou import FewShotIoU
 from fssbench.metrics.scores import IoUScores
 from fssbench.metrics.square import Square, square_target
 from fssbench.protocols.voting import vote_logits
@@ -59,6 +61,9 @@ class FewShotMethod(Trainable):
         """Whether the last test counted every episode of the manifest exactly once."""
         self.cache = FeatureCache()
         """Frozen features of images seen before; `FeatureCache(0)` switches it off."""
+        self.compile_encoder: CompileMode = "no"
+        """How torch.compile makes `encode` faster, from the next `setup` on."""
+        self._compiled: CompiledEncoder | None = None
         self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Any]] = []
         self._ahead: EncodeAhead | None = None
 
@@ -115,7 +120,7 @@ class FewShotMethod(Trainable):
         with torch.no_grad():
             if batch.query_image.numel():
                 images = torch.cat([batch.query_image, batch.support_images.flatten(0, 1)])
-                features = self.cache.features(keys, images, self.encode)
+                features = self.cache.features(keys, images, self._compiled or self.encode)
             else:
                 assert self._ahead is not None, "a batch without images, and no loader to take them from"
                 features = self._ahead.features(keys)
@@ -133,7 +138,7 @@ class FewShotMethod(Trainable):
             size = sampler.batch_size
             batches = [keys[start : start + size] for start in range(0, len(keys), size)]
             uses = [tuple(dict.fromkeys(key for episode in batch for key in episode)) for batch in batches]
-            self._ahead = EncodeAhead(self.cache, uses, source.stream, self.encode, self.device)
+            self._ahead = EncodeAhead(self.cache, uses, source.stream, self._compiled or self.encode, self.device)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -146,18 +151,18 @@ class FewShotMethod(Trainable):
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count intersections and unions of a batch of validation episodes."""
-        masks = self.predict_masks(batch)
-        self.metric.update(_count(masks, batch), batch.class_id)
+        counts = predicted_counts(self._logits(batch), batch.query_mask_full, self.upsample)
+        self.metric.update(counts[:, :4], batch.class_id)
 
     def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Count a batch of test episodes and keep one small row for each."""
         timer = Timer(self.device)
         logits = self._logits(batch)
-        counts = _count(self._masks(logits, batch), batch)
-        self.metric.update(counts, batch.class_id)
+        counts = predicted_counts(logits, batch.query_mask_full, self.upsample)
+        self.metric.update(counts[:, :4], batch.class_id)
         stop = timer.stop()
         squares = {side: self._count_square(logits, batch, side) for side in self._data.squares}
-        self._pending.append((EpisodeRef.of(batch), _with_size(counts, batch.query_mask_full), squares, stop))
+        self._pending.append((EpisodeRef.of(batch), counts, squares, stop))
         self._show_observers(logits, batch)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[Tensor]:
@@ -166,7 +171,8 @@ class FewShotMethod(Trainable):
 
     def predict_masks(self, batch: EpisodeBatch) -> list[Tensor]:
         """Predicted masks at original size: B bool tensors (H0, W0)."""
-        return self._masks(self._logits(batch), batch)
+        sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
+        return predicted_masks(self._logits(batch), sizes, self.upsample)
 
     def _logits(self, batch: EpisodeBatch) -> Tensor:
         """Logits (B, H', W') as the data module wants K supports used."""
@@ -177,12 +183,8 @@ class FewShotMethod(Trainable):
         for k in range(batch.shot):
             one = {name: value[:, k : k + 1] for name, value in support.items()}
             logits = self.segment(query, one, batch.support_masks[:, k : k + 1])
-            masks.append(torch.stack([self.upsample(each, tuple(batch.query_mask.shape[-2:])) > 0 for each in logits]))
+            masks.append(self.upsample(logits, tuple(batch.query_mask.shape[-2:])) > 0)
         return torch.stack([vote_logits(votes) for votes in torch.stack(masks, 1)])
-
-    def _masks(self, logits: Tensor, batch: EpisodeBatch) -> list[Tensor]:
-        sizes = [tuple(mask.shape) for mask in batch.query_mask_full]
-        return [self.upsample(logits[b], size) > 0 for b, size in enumerate(sizes)]
 
     def _show_observers(self, logits: Tensor, batch: EpisodeBatch) -> None:
         for b, truth in enumerate(batch.query_mask_full if self._data.observers else ()):
@@ -193,13 +195,11 @@ class FewShotMethod(Trainable):
 
     def _count_square(self, logits: Tensor, batch: EpisodeBatch, square: Square) -> Tensor:
         targets = [square_target(mask, square) for mask in batch.query_mask_full]
-        masks = [self.upsample(one, tuple(target.shape)) > 0 for one, target in zip(logits, targets, strict=True)]
-        counts = torch.stack([episode_counts(mask, target) for mask, target in zip(masks, targets, strict=True)])
-        return _with_size(counts, targets)
+        return predicted_counts(logits, targets, self.upsample)
 
-    def upsample(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Logits (H', W') -> (H0, W0) float32, bilinear."""
-        return F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+    def upsample(self, logits: Tensor, size: Size) -> Tensor:
+        """Logits (..., H', W') -> (..., H0, W0) float32, bilinear. Called with a whole batch of episodes, or with one."""
+        return bilinear(logits, size)
 
     # -- scores ---------------------------------------------------------------------------------------------------
 
@@ -294,9 +294,12 @@ class FewShotMethod(Trainable):
     def setup(self, stage: str) -> None:
         """Begin with an empty cache, and as every trainable module does."""
         super().setup(stage)
+        mode = self.compile_encoder
+        self._compiled = None if mode == "no" else CompiledEncoder(self.encode, mode)
         self.cache.clear()
         if self.cache.store is not None:
             where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
+            where += "" if mode == "no" else f", compiled {mode}"  # fused operations round differently
             self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
 
 
@@ -314,14 +317,3 @@ class EpisodeRef:
     def of(cls, batch: EpisodeBatch) -> EpisodeRef:
         """The reference of a batch."""
         return cls(batch.episode_id, batch.class_id, batch.query_key, batch.support_keys)
-
-
-def _with_size(counts: Tensor, targets: list[Tensor]) -> Tensor:
-    """Counts (B, 4) with the object's pixels of each target as a fifth column (`ROW_COUNTS`)."""
-    sizes = torch.stack([torch.count_nonzero(target == 1) for target in targets])
-    return torch.column_stack([counts, sizes.to(counts.device)])
-
-
-def _count(masks: list[Tensor], batch: EpisodeBatch) -> Tensor:
-    pairs = zip(masks, batch.query_mask_full, strict=True)
-    return torch.stack([episode_counts(mask, target) for mask, target in pairs])

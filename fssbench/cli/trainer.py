@@ -29,6 +29,7 @@ from fssbench.cli.parsing import new_parser, option_names, register_classes, ver
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
 from fssbench.cli.selection import BestCheckpoint
 from fssbench.encoders.cache import FeatureCache
+from fssbench.encoders.compiled import CompileMode
 from fssbench.encoders.store import FeatureStore, StoredType, default_folder
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
@@ -111,6 +112,12 @@ class FssbenchCLI(LightningCLI):
             help="disk for frozen features that later runs use again, GiB; 0 = off",
         )
         add("--feature_dtype", type=StoredType, default="float32", help="type of the features on disk")
+        add(
+            "--compile_encoder",
+            type=CompileMode,
+            default="no",
+            help="torch.compile's mode for the frozen encoder; reduce-overhead makes CUDA graphs",
+        )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
         """The verb that runs (making the parsers of all takes a second), and the arguments of Trainer's method that are
@@ -176,6 +183,7 @@ class FssbenchCLI(LightningCLI):
             disk, dtype = own["feature_disk"], own["feature_dtype"]
             store = FeatureStore(default_folder(), disk, dtype) if disk else None
             self.model.cache = FeatureCache(own["feature_cache"], store=store)
+            self.model.compile_encoder = own["compile_encoder"]
 
     # -- making the trainer ---------------------------------------------------------------------------------------
 

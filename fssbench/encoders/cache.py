@@ -122,8 +122,9 @@ class FeatureCache:
             self.encoded += len(part)
             self.passes += 1
             for position, (_, key) in enumerate(part):
-                # cloned where several share one tensor: a view would keep the whole group alive
-                one = {n: v[position].clone() if group > 1 else v[position] for n, v in made.items()}
+                # cloned where several share one tensor, as a view would keep the whole group alive, and where the next
+                # pass may write over it (CUDA graphs)
+                one = {n: v[position].clone() if group > 1 or v.is_cuda else v[position] for n, v in made.items()}
                 found[key] = self._put(names.get(key), one)
         for value in found.values():
             self.image_bytes = sum(v.numel() * v.element_size() for v in value.values())

@@ -20,21 +20,26 @@ from fssbench.metrics.scores import IoUScores, iou_scores
 
 
 def episode_counts(prediction: Tensor, target: Tensor) -> Tensor:
-    """Intersection and union of foreground and background of one episode, in pixels.
+    """Intersection and union of foreground and background of each episode, in pixels.
 
     Pixels whose target is 255 are removed from prediction and target before anything is counted. Runs on the tensors'
     device and never waits for it.
 
     Args:
-        prediction: (H0, W0) bool, or uint8 {0, 1}; the thresholded mask, not logits.
-        target: (H0, W0) uint8 {0, 1, 255}.
+        prediction: (..., H0, W0) bool, or uint8 {0, 1}; the thresholded mask, not logits.
+        target: (..., H0, W0) uint8 {0, 1, 255}.
 
     Returns:
-        (4,) int64 in the order of `scores.COUNTS`: FG intersection, FG union, BG intersection, BG union.
+        (..., 4) int64 in the order of `scores.COUNTS`: FG intersection, FG union, BG intersection, BG union.
 
     Raises:
         ValueError: shapes differ (a broadcast would count wrong pixels), or the prediction is not a mask.
     """
+    return counts_and_target(prediction, target)[..., :4]
+
+
+def counts_and_target(prediction: Tensor, target: Tensor) -> Tensor:
+    """As `episode_counts`, with the pixels of the target's foreground as a fifth count: (..., 5) int64."""
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
     if prediction.dtype not in (torch.bool, torch.uint8):
@@ -42,13 +47,21 @@ def episode_counts(prediction: Tensor, target: Tensor) -> Tensor:
     valid = target != IGNORE
     foreground = target == 1
     predicted = (prediction != 0) & valid
-    # count_nonzero is several times faster than bool.sum() on CPU; bincount would wait for the device to learn its size
-    kept, true, positive, hit = (
-        torch.count_nonzero(mask) for mask in (valid, foreground, predicted, predicted & foreground)
-    )
+    kept, true, positive, hit = (_pixels(mask) for mask in (valid, foreground, predicted, predicted & foreground))
     fg_union = true + positive - hit
     # a kept pixel outside the FG union is background on both sides; one outside the FG hits is background on some side
-    return torch.stack([hit, fg_union, kept - fg_union, kept - hit])
+    return torch.stack([hit, fg_union, kept - fg_union, kept - hit, true], -1)
+
+
+def _pixels(masks: Tensor) -> Tensor:
+    """True pixels of bool masks (..., H0, W0): (...) int64. (bincount would wait for the device to learn its size.)"""
+    if masks.device.type != "cpu":
+        return masks.sum((-2, -1))
+    # several times faster than a sum there, but only over a whole tensor
+    counts = [torch.count_nonzero(mask) for mask in masks.reshape(-1, *masks.shape[-2:])]
+    return (
+        torch.stack(counts).view(masks.shape[:-2]) if counts else masks.new_zeros(masks.shape[:-2], dtype=torch.int64)
+    )
 
 
 class FewShotIoU(Metric):

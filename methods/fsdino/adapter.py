@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, autocast, nn
@@ -49,6 +50,27 @@ class AdapterConfig:
     final_ln: bool = False
 
 
+class AttentionBlock(nn.TransformerEncoderLayer):
+    """PyTorch's layer for (B, N, C) with the attention fused in evaluation too: its own shortcut for inference writes the
+    matrix of all pairs of tokens to memory, which takes most of the adapter's time on a large grid."""
+
+    def forward(self, src: Tensor) -> Tensor:  # type: ignore[override]  # no masks here
+        """Tokens (B, N, C) to (B, N, C)."""
+        if self.norm_first:
+            x = src + self.dropout1(self._attended(self.norm1(src)))
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(src + self.dropout1(self._attended(src)))
+        return self.norm2(x + self._ff_block(x))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        attention = self.self_attn
+        projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = attention.dropout if self.training else 0.0
+        heads = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return attention.out_proj(heads.transpose(1, 2).flatten(2))
+
+
 class Adapter(nn.Module):
     """Three convolutions down to a bottleneck, self-attention over all tokens, one convolution to SAM's width.
 
@@ -68,7 +90,7 @@ class Adapter(nn.Module):
         self.position = PositionEmbeddingRandom(config.width // 2) if config.pos_enc == "fourier" else None
         self.attention = nn.Sequential(
             *(
-                nn.TransformerEncoderLayer(
+                AttentionBlock(
                     config.width,
                     config.heads,
                     dim_feedforward=4 * config.width,

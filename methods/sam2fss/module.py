@@ -16,6 +16,7 @@ from fssbench.encoders.vit import ViTEncoder, backbone_facts
 from fssbench.errors import UserError, nearest
 from fssbench.losses import squared_dice_loss
 from fssbench.method import Features, FewShotMethod
+from fssbench.metrics.at_size import Size, bilinear
 from methods.sam2fss.calibration import ScmaKeys, ScmaShotMode, SupportTokens
 from methods.sam2fss.episode_sam2 import EpisodeSAM2
 from methods.sam2fss.maps import EmptyMaskFallback
@@ -174,10 +175,9 @@ class SAM2FSS(FewShotMethod):
         with autocast_for(support_masks.device, self.precision):
             return self.net(query, support, support_masks)
 
-    def upsample(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Logits (S, S) -> (H0, W0) float32, bilinear."""
-        align = self.upsample_align_corners
-        return F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=align)[0, 0]
+    def upsample(self, logits: Tensor, size: Size) -> Tensor:
+        """Logits (..., S, S) -> (..., H0, W0) float32, bilinear."""
+        return bilinear(logits, size, self.upsample_align_corners)
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NETWORK = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_weights", "random", "--model.image_size", "32"]
 
+Here = Callable[..., list[list[str]]]
+"""(script, *arguments) -> the cells of its table."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """Runs a script in this process, which has imported torch already, and gives the cells of its table."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # where `measuring` is
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    measuring = import_module("measuring")
+
+    def printed(script: str | Path, *arguments: str) -> str:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+            patch.syspath_prepend(str(Path(script).parent))
+            patch.setattr(sys, "argv", [str(script), *arguments])
+            runpy.run_path(str(script), run_name="__main__")
+        return output.getvalue()
+
+    def of_own_process(script: str, *more: str, environment: object = None) -> Any:
+        return json.loads(printed(script, *sys.argv[1:], *more).strip().splitlines()[-1])
+
+    monkeypatch.setattr(measuring, "of_own_process", of_own_process)
+    yield lambda name, *arguments: cells(printed(BENCHMARKS / name, *arguments))
+    torch.set_num_threads(threads)
+
 
 def run(name: str, folder: Path, *arguments: str) -> list[list[str]]:
-    """The cells of the printed table's rows, without the head."""
+    """The same in a process of its own, for scripts that start processes themselves."""
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
     command = [sys.executable, str(BENCHMARKS / name), *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    return cells(done.stdout)
+
+
+def cells(output: str) -> list[list[str]]:
+    """The cells of the printed table's rows, without the head."""
+    rows = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
@@ -38,10 +76,9 @@ def test_board(tmp_path: Path) -> None:
     assert all(float(cell) >= 0 for row in rows for cell in row[1:])
 
 
-def test_data_pipeline(tmp_path: Path) -> None:
-    rows = run(
+def test_data_pipeline(here: Here) -> None:
+    rows = here(
         "data_pipeline.py",
-        tmp_path,
         *["--rounds", "1", "--images", "8", "--episodes-per-class", "1", "--sizes", "32", "48"],
     )
     assert [row[:2] for row in rows] == [["32", "4"], ["48", "4"]]
@@ -55,25 +92,23 @@ def test_coco_lists(tmp_path: Path) -> None:
     assert rows[1][4] == rows[2][4]
 
 
-def test_whole_run(tmp_path: Path) -> None:
-    rows = run(
-        "test_run.py", tmp_path, "--rounds", "1", "--images", "8", "--", *NETWORK, "--data.episodes_per_class", "1"
-    )
+def test_whole_run(here: Here) -> None:
+    rows = here("test_run.py", "--rounds", "1", "--images", "8", "--", *NETWORK, "--data.episodes_per_class", "1")
     seconds = {row[0]: float(row[1]) for row in rows}
     assert 0 < seconds["test run, loop"] <= seconds["test run, whole"]  # the loop is a part of the same run
 
 
-def test_memory_attention(tmp_path: Path) -> None:
+def test_memory_attention(here: Here) -> None:
     pytest.importorskip("sam2")
-    rows = run("memory_attention.py", tmp_path, "--rounds", "1", "--image-size", "64", "--shots", "1", "2")
+    rows = here("memory_attention.py", "--rounds", "1", "--image-size", "64", "--shots", "1", "2")
     assert [row[:2] for row in rows] == [[shot, what] for shot in "12" for what in ("forward", "forward and backward")]
     assert all(float(cell) > 0 for row in rows for cell in row[2:5])
 
 
-def test_training_a_small_sam2(tmp_path: Path) -> None:
+def test_training_a_small_sam2(tmp_path: Path, here: Here) -> None:
     pytest.importorskip("sam2")
     sizes = ["--steps", "2", "--pictures", "2", "--groups", "2", "--shapes", "4", "--textures", "4", "--report", "1"]
-    run("encoders/train_shapes_sam2.py", tmp_path, *sizes)
+    here("encoders/train_shapes_sam2.py", *sizes)
     log = (tmp_path / "shapes_sam2.log").read_text()
     assert "2 steps; IoU on pairs of kinds never seen: " in log
     from fssbench.encoders.sam2 import build_sam2
@@ -82,16 +117,16 @@ def test_training_a_small_sam2(tmp_path: Path) -> None:
     build_sam2(weights=str(tmp_path / "shapes_sam2.pt"), image_size=128, config=config)
 
 
-def test_warm_cache(tmp_path: Path) -> None:
+def test_warm_cache(here: Here) -> None:
     smallest = ["--size", "tiny", "--episodes", "2", "--images", "3", "--shots", "1", "--rounds", "1"]
-    rows = run("warm_cache.py", tmp_path, "--methods", "fsdino", *smallest)
+    rows = here("warm_cache.py", "--methods", "fsdino", *smallest)
     assert [row[:2] for row in rows] == [["fsdino", "1"]]
     assert all(float(cell) > 0 for cell in rows[0][2:7])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_growth(tmp_path: Path) -> None:
-    rows = run("growth.py", tmp_path, "--size", "tiny", "--episodes", "1", "--rounds", "1", "--only", "shots")
+def test_growth(here: Here) -> None:
+    rows = here("growth.py", "--size", "tiny", "--episodes", "1", "--rounds", "1", "--only", "shots")
     assert [row[:2] for row in rows] == [["shots", "1, 2, 4"]]
     assert all(float(peak) > 0 for peak in rows[0][4].split(","))
 
@@ -104,9 +139,9 @@ def test_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_training(tmp_path: Path) -> None:
-    smallest = ["--size", "tiny", "--steps", "2", "--batch", "2", "--methods", "fsdino"]
-    rows = run("training.py", tmp_path, *smallest)
+def test_training(here: Here) -> None:
+    smallest = ["--size", "tiny", "--steps", "2", "--batch", "2", "--images", "4", "--features", "disk"]
+    rows = here("training.py", "--methods", "fsdino", *smallest)
     assert [row[:2] for row in rows] == [["fsdino", "plain"], ["fsdino", "ours"]]
     plain, ours = (row[-1].split(", ") for row in rows)
     assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02), "the same weights, episodes and images"
@@ -115,8 +150,8 @@ def test_training(tmp_path: Path) -> None:
 CORRELATION = ["--grid", "6", "--blocks", "2", "--channels", "8"]
 
 
-def test_correlation_sides_agree_and_are_timed(tmp_path: Path) -> None:
-    rows = run("correlation.py", tmp_path, "--rounds", "1", "--no-memory", *CORRELATION)
+def test_correlation_sides_agree_and_are_timed(here: Here) -> None:
+    rows = here("correlation.py", "--rounds", "1", "--no-memory", *CORRELATION)
     assert [row[1] for row in rows] == ["plain", "ours", "recomputing", "plain", "ours"]
     assert all(float(row[2]) > 0 for row in rows)
 

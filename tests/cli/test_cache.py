@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fssbench.cli import main
 from fssbench.cli.trainer import FssbenchCLI
@@ -27,3 +28,16 @@ def test_off_cold_and_warm_give_the_same_scores(fitted: Path, monkeypatch: pytes
     assert default_folder() == fitted / "features"
     assert sum(1 for _ in FeatureStore(default_folder(), 0).entries()) == encoded[0]
     assert main(["cache", "verify"]) == 0
+
+
+def test_the_compiled_encoder_gets_its_mode(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+
+    def compile_nothing(encode: object, mode: str, dynamic: bool) -> object:
+        modes.append(mode)
+        return encode
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    for mode in ("no", "default"):
+        FssbenchCLI(["test", *LOADED, "--results", mode, "--compile_encoder", mode])
+    assert modes == ["default"]
