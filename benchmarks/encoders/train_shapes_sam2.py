@@ -1,12 +1,12 @@
 """Train a small SAM 2 (`shapes_sam2.yaml`) to find the same kind of object in another view, from random weights.
 
-    python benchmarks/encoders/train_shapes_sam2.py --minutes 60 --output shapes_sam2.pt
-    python benchmarks/encoders/train_shapes_sam2.py --minutes 60 --video data/DAVIS --output shapes_sam2.pt
+    python benchmarks/encoders/train_shapes_sam2.py --minutes 90 --output shapes_sam2.pt
+    python benchmarks/encoders/train_shapes_sam2.py --minutes 90 --video data/DAVIS --output shapes_sam2.pt
 
 This is what SAM2FSS presupposes and what the official weights have learned from videos. Two views are two generated
 pictures with an object of the same kind (a shape and a texture of another world, see `other_world.py`: none of the Shapes
-benchmark), one picture moved, mirrored and recoloured, or two frames of a sequence in DAVIS' layout. The file has the layout of an
-official checkpoint; `--model.sam2_config benchmarks/encoders/shapes_sam2.yaml --model.sam2_weights FILE` uses it.
+benchmark), one picture moved, mirrored and recoloured, or two frames of a sequence in DAVIS' layout. The file has the
+layout of an official checkpoint; `--model.sam2_config benchmarks/encoders/shapes_sam2.yaml --model.sam2_weights FILE` uses it.
 """
 
 from __future__ import annotations

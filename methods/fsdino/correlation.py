@@ -141,43 +141,42 @@ class _Squeeze(nn.Module):
         The first convolution and the correlations it reads are float32 under autocast too.
         """
         with torch.autocast(signs.device.type, enabled=False):
-            over_support, kept = self._over_support(query, support, signs, grid)
-            first = self._over_query(kept) + over_support
+            first = self._over_query(query, support, signs, grid) + self._over_support(query, support, signs, grid)
         result: Tensor = self.rest(self.first.activate(first))
         return result
 
-    def _over_query(self, kept: Tensor) -> Tensor:
-        """The branch over the query, from the correlations with the supports that the stride keeps: (B, u', v', h, w, L)
-        to (B, u', v', h, w, C)."""
+    def _over_query(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The branch over the query: only support positions that the stride keeps are correlated."""
         conv = self.first.conv
-        images = kept.flatten(0, 2).permute(0, 3, 1, 2)  # a view, channels last in memory
+        with torch.no_grad():
+            positions = torch.arange(signs[0].numel(), device=signs.device).view(signs.shape[1:])
+            kept = positions[:: conv.stride, :: conv.stride]
+            values = correlation(support.at(kept.flatten()), query).mul_(
+                signs.flatten(1)[:, kept.flatten(), None, None]
+            )
+            images = values.flatten(0, 1).unflatten(-1, grid).contiguous(memory_format=torch.channels_last)
         out = F.conv2d(images, conv.query.weight, conv.bias, padding=conv.query.padding)
-        return out.permute(0, 2, 3, 1).unflatten(0, kept.shape[:3])
+        return out.permute(0, 2, 3, 1).unflatten(0, (len(signs), *kept.shape))
 
-    def _over_support(
-        self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """The branch over the support (B, u', v', h, w, C), some query positions at a time, so that the whole 4D tensor is
-        never there at once (in training: only if it is kept for the gradient); and the part of that tensor that the other
-        branch reads, (B, u', v', h, w, L)."""
+    def _over_support(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The branch over the support, some query positions at a time, so that the whole 4D tensor is never there at
+        once (in training: only if it is kept for the gradient)."""
         conv = self.first.conv
         signed = support._replace(scale=support.scale * signs.flatten(1)[:, None])
 
-        def some(positions: slice) -> tuple[Tensor, Tensor]:
+        def some(positions: slice) -> Tensor:
             with torch.no_grad():
                 values = correlation(query.at(positions), signed)
                 images = values.flatten(0, 1).unflatten(-1, signs.shape[1:])
-                kept = images[..., :: conv.stride, :: conv.stride].clone()
             out = F.conv2d(images, conv.support.weight, None, conv.stride, conv.support.padding)
-            return out.unflatten(0, values.shape[:2]), kept.unflatten(0, values.shape[:2])
+            return out.unflatten(0, values.shape[:2])
 
         count = query.scale.shape[-1]
         step = max(1, CHUNK_BYTES.get(signs.device.type, CHUNK_BYTES["cuda"]) // (4 * support.scale.numel()))
         keep = not (self.recompute and torch.is_grad_enabled())
         parts = [slice(start, start + step) for start in range(0, count, step)]
         done = [some(part) if keep else checkpoint(some, part, use_reentrant=False) for part in parts]
-        out, kept = (torch.cat(both, 1).permute(0, 3, 4, 1, 2).unflatten(3, grid) for both in zip(*done, strict=True))
-        return out, kept.contiguous()
+        return torch.cat(done, 1).permute(0, 3, 4, 1, 2).unflatten(3, grid)  # (B, u', v', h, w, C)
 
 
 class CorrelationPrompt(nn.Module):
