@@ -11,9 +11,9 @@ process, which saves their start, and one at a time uses the machine. What was f
 goes on after an interruption, or with further seeds (`--seeds 0 1 2`). Other options go to every run.
 
 The table: mIoU on novel classes, the mean over folds and seeds (of the seeds with the most folds; `4 x 3 - 6` says that
-six of the twelve runs are missing); behind it the standard deviation over seeds of the mean
-over folds; and the difference to the row `--against`, pair by pair (same fold, seed and episodes), with its standard error
-over the pairs. It is printed and kept in OUT/table.md, also while runs are missing.
+six of the twelve runs are missing); behind it the standard deviation over seeds of the mean over folds; and the difference
+to the row `--against`, pair by pair (same fold, seed and episodes), with its standard error over the pairs. It is printed
+and kept in OUT/table.md, also while runs are missing.
 """
 
 from __future__ import annotations
