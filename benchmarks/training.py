@@ -35,6 +35,7 @@ from measuring import CLOCKS, alternating, forget_peak, heading, median_ratio, o
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.store import FeatureStore
 from methods.fsdino import FSDINO
+from methods.fsdino.module import TrainConfig
 
 SIDES = ("plain", "ours")
 SEEDS = (0, 1)
@@ -52,6 +53,9 @@ def main() -> None:
         "--features", choices=("memory", "disk"), default="memory", help="where ours keeps them (default: memory)"
     )
     parser.add_argument("--precision", default="32-true", help="of our side (default: 32-true)")
+    parser.add_argument(
+        "--recompute", action="store_true", help="ours computes FS-DINO's correlation again in the backward pass"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="of both sides and both seeds (default: 1)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
@@ -135,8 +139,9 @@ class Watch(Callback):
 def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, peak bytes and the loss of each optimiser step."""
     seed_everything(int(seed), verbose=False)
-    method = build(name, options.size)
     plain = side == "plain"
+    again = options.recompute and name == "fsdino" and not plain
+    method = build(name, options.size, **({"train": TrainConfig(recompute_correlation=True)} if again else {}))
     if plain and isinstance(method, FSDINO):
         assert method.net.corr is not None
         method.net.corr = Plain.like(method.net.corr)  # type: ignore[assignment]

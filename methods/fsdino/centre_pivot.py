@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class Activation(NamedTuple):
+    """What a layer hands on. A convolution that reads it keeps what it was computed from, where that is told, instead of
+    the values, and computes them again for the gradient.
+
+    value   (B, u, v, h, w, C)
+    before  the same before the layer's norm and ReLU
+    again   gives `value` from `before`, outside autocast too
+    """
+
+    value: Tensor
+    before: Tensor | None = None
+    again: Callable[[Tensor], Tensor] | None = None
 
 
 class CentrePivotConv4d(nn.Module):
@@ -49,19 +63,20 @@ class CentrePivotConv4d(nn.Module):
         support.mul_(noise).add_(share / support[0, 0].numel())
 
     @torch.compiler.disable  # loops over matrix products that write in place: nothing to fuse
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Activation) -> Tensor:
         """(B, u, v, h, w, C) to (B, u', v', h, w, C'), u' = ceil(u / stride)."""
-        tensors = [x, self.query.weight, self.support.weight, self.bias]
-        device = x.device.type
+        value, before, again = x if isinstance(x, Activation) else Activation(x)
+        tensors = [value, self.query.weight, self.support.weight, self.bias]
+        device = value.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
         with torch.autocast(device, enabled=False):
-            result: Tensor = _CentrePivot.apply(*tensors, self.stride)
+            result: Tensor = _CentrePivot.apply(*tensors, self.stride, before, again)
         return result
 
 
 class _CentrePivot(torch.autograd.Function):
-    """Both branches on one input, which alone is kept for the gradient.
+    """Both branches on one input, which alone is kept for the gradient, or what it is computed from.
 
     The support's grid is small (10 x 10 and less), and with zero padding up to 40 % of a convolution over it would
     multiply zeros. So that branch is a sum of matrix products over the positions a kernel entry really meets, each
@@ -69,7 +84,16 @@ class _CentrePivot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, query: Tensor, support: Tensor, bias: Tensor, stride: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        query: Tensor,
+        support: Tensor,
+        bias: Tensor,
+        stride: int,
+        before: Tensor | None,
+        again: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
         x = x.contiguous()
         kept = x[:, ::stride, ::stride]
         out = _as_4d(F.conv2d(_as_images(kept), query, bias, padding=query.shape[-1] // 2), kept)
@@ -77,14 +101,16 @@ class _CentrePivot(torch.autograd.Function):
         below, above = _as_rows(x), _as_rows(out)
         for run in _runs(x.shape[1:5], support.shape[-1], stride):
             run.above(above).baddbmm_(run.below(below), entries[run.entry])
-        ctx.save_for_backward(x, query, support)
-        ctx.stride = stride
+        ctx.save_for_backward(x if before is None else before, query, support)
+        ctx.stride, ctx.again = stride, again
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None, None]:
         x, query, support = ctx.saved_tensors
+        if ctx.again is not None:
+            x = ctx.again(x).to(query).contiguous()
         grad, stride, pad = grad.contiguous(), ctx.stride, query.shape[-1] // 2
         kept = x[:, ::stride, ::stride]
         of_kept, of_query, of_bias = torch.ops.aten.convolution_backward(
@@ -104,7 +130,7 @@ class _CentrePivot(torch.autograd.Function):
             run.below(of_below).baddbmm_(part, entries[run.entry])
             of_entries[run.entry].addbmm_(run.below(below, 2), part)
         of_support = torch.stack(of_entries).unflatten(0, support.shape[2:]).permute(3, 2, 0, 1)
-        return of_x, of_query, of_support, of_bias, None
+        return of_x, of_query, of_support, of_bias, None, None, None
 
 
 class _Run(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fssbench.errors import UserError
-from methods.fsdino.centre_pivot import CentrePivotConv4d
+from methods.fsdino.centre_pivot import Activation, CentrePivotConv4d
 
 NORM_GROUPS = 4
 """Groups of every GroupNorm, as in HSNet."""
@@ -109,19 +109,27 @@ def token_signs(
 
 
 class _Layer(nn.Module):
-    """A centre-pivot convolution, GroupNorm and ReLU; channels last."""
+    """A centre-pivot convolution, GroupNorm and ReLU; channels last. Only the convolution's result is kept for the
+    gradient: norm and ReLU, a hundredth of its arithmetic, are computed again."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = CentrePivotConv4d(in_channels, out_channels, kernel, stride)
         self.norm = nn.GroupNorm(NORM_GROUPS, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Activation:
         """(B, u, v, h, w, C) to (B, u', v', h, w, C')."""
         return self.activate(self.conv(x))
 
-    def activate(self, x: Tensor) -> Tensor:
+    def activate(self, x: Tensor) -> Activation:
         """Norm and ReLU of a convolution's result (B, u, v, h, w, C)."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return Activation(self._normed(x))
+        value = checkpoint(self._normed, x, use_reentrant=False, preserve_rng_state=False)
+        value_type = value.dtype  # under autocast not that of x
+        return Activation(value, x.detach(), lambda before: self._normed(before.to(value_type)))
+
+    def _normed(self, x: Tensor) -> Tensor:
         y = self.norm(x.flatten(1, 2).permute(0, 4, 1, 2, 3))  # views: the memory stays channels-last
         return F.relu_(y).permute(0, 2, 3, 4, 1).unflatten(1, x.shape[1:3])
 
@@ -135,14 +143,14 @@ class _Squeeze(nn.Module):
         self.first = _Layer(blocks, channels[0], 5, 4)
         self.rest = nn.Sequential(_Layer(*channels[:2], 3, 2), _Layer(*channels[1:], 3, 2))
 
-    def forward(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Activation:
         """Tokens of the query on its `grid` and of the support, its signs (B, u, v), to (B, u', v', h, w, C).
 
         The first convolution and the correlations it reads are float32 under autocast too.
         """
         with torch.autocast(signs.device.type, enabled=False):
             first = self._over_query(query, support, signs, grid) + self._over_support(query, support, signs, grid)
-        result: Tensor = self.rest(self.first.activate(first))
+        result: Activation = self.rest(self.first.activate(first))
         return result
 
     def _over_query(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -225,15 +233,16 @@ class CorrelationPrompt(nn.Module):
         """The 4D part for one support each: L query and L support maps (B, D, h, w), earliest block first, and the
         support's signs (B, h, w), to (B, C, h, w). Several supports are averaged before `head` (fsdino.md 2.6)."""
         height, width = query[0].shape[-2:]
-        total, start = None, 0
+        squeezed, start = [], 0
         for size, squeeze in zip(self.sizes, self.squeeze, strict=True):
             part = slice(start, start + size)
             with torch.no_grad():
                 both = [Tokens.of(maps[part], self.config.eps) for maps in (query, support)]
-            squeezed = squeeze(*both, signs, (height, width))
-            total, start = squeezed if total is None else total + squeezed, start + size
-        mixed: Tensor = self.mixing(total)
-        return mixed.mean((1, 2)).permute(0, 3, 1, 2)
+            squeezed.append(squeeze(*both, signs, (height, width)))
+            start += size
+        total = squeezed[0] if len(squeezed) == 1 else Activation(sum(part.value for part in squeezed))
+        mixed: Activation = self.mixing(total)
+        return mixed.value.mean((1, 2)).permute(0, 3, 1, 2)
 
     def forward(self, matches: Tensor) -> Tensor:
         """The 2D head: what `match` gave (B, C, h, w), averaged over the shots, to a dense prompt (B, width, h, w)."""

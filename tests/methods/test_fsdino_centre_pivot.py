@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.fsdino.centre_pivot import CentrePivotConv4d
+from methods.fsdino.centre_pivot import Activation, CentrePivotConv4d
 
 
 def kernel_4d(conv: CentrePivotConv4d) -> Tensor:
@@ -111,3 +111,25 @@ def test_some_of_the_random_start_is_kept() -> None:
     before = conv.query.weight[..., 0, 0].clone()  # off the centre there is nothing else
     conv.start_as_average(0.5)
     torch.testing.assert_close(conv.query.weight[..., 0, 0], before / 2)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_input_computed_again_gives_the_same_gradients(autocast: bool) -> None:
+    conv, norm = CentrePivotConv4d(8, 4, 3, 2), nn.GroupNorm(4, 8)
+    before = torch.randn(2, 3, 3, 4, 5, 8)
+    seen: list[torch.dtype] = []
+
+    def again(x: Tensor) -> Tensor:
+        seen.append(x.dtype)
+        return F.relu(norm(x.movedim(-1, 1)).movedim(1, -1))
+
+    def gradients(kept: bool) -> tuple[Tensor, ...]:
+        x = before.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = again(x)
+            out = conv(value if kept else Activation(value, x.detach(), again))
+        return torch.autograd.grad(out.float().square().sum(), [x, *conv.parameters(), *norm.parameters()])
+
+    for one, other in zip(gradients(kept=True), gradients(kept=False), strict=True):
+        assert torch.equal(one, other)
+    assert len(seen) == 3, "once for the gradient"

@@ -195,6 +195,24 @@ def test_reader_equals_plain_operations(groups: Any, recompute: bool, monkeypatc
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+def test_only_what_the_convolutions_gave_is_kept_for_the_gradient() -> None:
+    prompt, query, support, s = make(), maps(1), maps(2), signs()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        prompt.match(query, support, s)
+    for parameter in prompt.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    tokens = 2 * 36  # of the queries; the support's grid of 6 x 6 shrinks to 2 x 2 and 1 x 1
+    correlations = tokens * 3 * (36 + 4)
+    convolved = tokens * (4 * 4 + 5 * 8)
+    assert sum(kept.values()) == 4 * (correlations + convolved)
+
+
 def test_query_and_support_need_not_be_squares_of_one_size() -> None:
     prompt = make()
     query = [torch.randn(2, 16, 4, 7) for _ in range(3)]
