@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from fssbench.encoders.sam2 import SAM2Size, build_sam2, checkpoint_name, own_settings
 from fssbench.encoders.vit import ViTEncoder, backbone_facts
+from fssbench.encoders.weights import tensors_sha256
 from fssbench.errors import UserError, nearest
 from fssbench.losses import squared_dice_loss
 from fssbench.method import Features, FewShotMethod
 from fssbench.metrics.at_size import Size, bilinear
 from methods.sam2fss.calibration import ScmaKeys, ScmaShotMode, SupportTokens
-from methods.sam2fss.episode_sam2 import EpisodeSAM2
+from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2
 from methods.sam2fss.maps import EmptyMaskFallback
 from methods.sam2fss.model import DINO, SAM2FSSNet, autocast_for
 from methods.sam2fss.trainable import Trainable, freeze_others, trainable_names
@@ -159,7 +161,13 @@ class SAM2FSS(FewShotMethod):
 
     def encode(self, images: Tensor) -> Features:
         """Images (M, 3, S, S) float32 in [0, 1] to DINOv2's last tokens (M, D, h, w) as `dino` and SAM 2's pyramid as
-        `level0` to `level2`."""
+        `level0` to `level2`. Raises `UserError` for images of another size than `image_size`."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            height, width = images.shape[-2:]
+            raise UserError(
+                f"The images have {height}x{width} pixels, model.image_size is {self.image_size}. Leave data.image_size out, "
+                "or give both the same value."
+            )
         with autocast_for(images.device, self.precision):
             features = self.net.sam2.encode_images(images)
         if self.encoder is not None:
@@ -169,6 +177,21 @@ class SAM2FSS(FewShotMethod):
                 (tokens,) = self.encoder(resized).values()
             features[DINO] = tokens.bfloat16() if self.prior_precision == "bf16" else tokens
         return features
+
+    def feature_kinds(self) -> dict[str, str]:
+        """Stored features are those of the encoders, whatever is made or trained of them."""
+        settings, state = self.settings(), self.net.sam2.model.state_dict()
+        used = ("image_encoder.", "sam_mask_decoder.conv_s0.", "sam_mask_decoder.conv_s1.")
+        weights = tensors_sha256({name: value for name, value in state.items() if name.startswith(used)})
+        config = json.dumps(settings["sam2_config"], sort_keys=True)
+        pyramid = (
+            f"SAM {settings['sam2_version']} {settings['sam2_size']} {config}, {self.precision}, weights {weights}"
+        )
+        kinds = {level: f"{level} of {pyramid}" for level in LEVELS}
+        if self.encoder is not None:
+            (tokens,) = self.encoder.kinds().values()
+            kinds[DINO] = f"{tokens}, at {self.dino_image_size} px, {self.prior_precision}"
+        return kinds
 
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, S, S) float32 at network size, in the one autocast of the forward pass."""
