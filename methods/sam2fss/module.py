@@ -231,7 +231,7 @@ class SAM2FSS(FewShotMethod):
                 "separate for each number of supports."
             )
         wanted = SELECTIONS[self.selection]
-        if self.selection != "last" and self._data.selection != wanted:
+        if self._data.selection != wanted:
             raise UserError(
                 f"model.selection is {self.selection}, data.selection is {self._data.selection}. Set data.selection: {wanted}, "
                 "or another model.selection."
@@ -244,10 +244,16 @@ class SAM2FSS(FewShotMethod):
 
     # -- the record -----------------------------------------------------------------------------------------------
 
+    @property
+    def arithmetic(self) -> str:
+        """`bf16-mixed` or `float32`, as `precision` says; a mixed precision of the trainer has no effect."""
+        return "bf16-mixed" if self.precision == "bf16" else "float32"
+
     def metadata(self) -> dict[str, Any]:
         """Facts for the record; SAM 2's official weights have seen class-agnostic masks of other images."""
         size, version = self.hparams["sam2_size"], self.hparams["sam2_version"]
         sam2 = f"SAM {float(version):.1f} Hiera {size}"
+        shot = self.train_shot if self._trainer is None else self._data.shot
         own = PurePath(self.hparams["sam2_weights"]).name
         own = "stock" if own == checkpoint_name(size, version) else own
         masks = {"stock": "SA-1B and SA-V masks", "random": "none"}.get(own, "unknown")
@@ -264,7 +270,7 @@ class SAM2FSS(FewShotMethod):
             "track": "training-free" if self.trainable == "none" else "strict",
             "supervision": masks,
             "base_knowledge_at_test": False,
-            "kshot_mode": "joint" if self.train_shot == 1 else "separate-model",
+            "kshot_mode": "separate-model" if self.trainable != "none" and 1 < self.train_shot == shot else "joint",
             "hyper_parameters": "one setting for all data sets and shots",
             "uses_text": False,
         }
@@ -278,6 +284,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name, least in (("imr_iterations", 0), ("scma_alpha", 0), ("train_shot", 1)):
         if settings[name] < least:
             raise UserError(f"{name} is {settings[name]}, expected {least} or more.")
+    if settings["lr"] is not None and settings["lr"] <= 0:
+        raise UserError(f"lr is {settings['lr']}, expected a number above 0, or null for the default of `trainable`.")
 
 
 def poly(steps: int) -> Callable[[int], float]:

@@ -187,6 +187,7 @@ def test_the_loss_counts_ignored_pixels_as_the_setting_says(base: SAM2FSS) -> No
         ({"imr_iterations": -1}, "imr_iterations is -1, expected 0"),
         ({"scma_alpha": -1.0}, "scma_alpha"),
         ({"train_shot": 0}, "train_shot is 0, expected 1"),
+        ({"lr": 0.0}, "lr is 0.0, expected a number above 0"),
         ({"trainable": "afine"}, "trainable is 'afine'.*Did you mean 'affine'"),
         ({"sam2_size": "base"}, "sam2_size is 'base'"),
         ({"sam2_weights": "absent.pt"}, "absent.pt exist neither"),
@@ -436,6 +437,8 @@ def test_each_number_of_supports_is_trained_for_itself(tmp_path: Path) -> None:
     method = fitted(tmp_path, data={"shot": 2}, trainer=one_step, train_shot=2)
     assert method.metadata()["kshot_mode"] == "separate-model"
     assert small_method().metadata()["kshot_mode"] == "joint"
+    method.trainer.datamodule.shot = 1  # a model of two supports, tested with another number
+    assert method.metadata()["kshot_mode"] == "joint"
 
 
 @pytest.mark.parametrize(("selection", "data_selection"), [("base", "base"), ("best_on_test", "novel")])
@@ -446,6 +449,16 @@ def test_a_selection_must_agree_with_the_data(selection: str, data_selection: st
     assert (data.val_manifest is data.test_manifest) == (selection == "best_on_test")
     with pytest.raises(UserError, match=f"Set data.selection: {data_selection}"):
         fitted(tmp_path / "wrong", {"selection": "last", **few}, selection=selection)
+    with pytest.raises(UserError, match=r"model\.selection is last.*Set data.selection: last"):
+        fitted(tmp_path / "wrong", {"selection": data_selection, **few})
+
+
+def test_the_record_names_the_methods_own_precision() -> None:
+    for precision, mixed, name in (("bf16", "32-true", "bf16-mixed"), ("fp32", "bf16-mixed", "float32")):
+        method = small_method(precision=precision, pseudo_prompts=False)
+        method.trainer = Trainer(accelerator="cpu", precision=mixed, logger=False)
+        assert method.arithmetic == name
+        assert FewShotMethod.arithmetic.fget(method) == {"32-true": "float32"}.get(mixed, mixed)
 
 
 def test_facts_for_the_record() -> None:
