@@ -88,6 +88,13 @@ class FewShotMethod(Trainable):
         """Training loss: logits (B, H, W) at network size, mask (B, H, W) uint8 {0, 1, 255} -> scalar. BCE + Dice."""
         return bce_dice_loss(logits, mask)
 
+    @property
+    def arithmetic(self) -> str:
+        """Precision of the forward pass as the record names it: the trainer's. A method that decides for itself says so
+        here."""
+        precision = str(self.trainer.precision)
+        return "float32" if precision == "32-true" else precision
+
     def metadata(self) -> dict[str, Any]:
         """Facts for the record that a reader must know before comparing (docs/records.md): `track`, `contamination`,
         `supervision`, `base_knowledge_at_test`, `kshot_mode`, `hyper_parameters`, `uses_text`, `backbone`,

@@ -270,7 +270,7 @@ class RunRecorder(SaveConfigCallback):
                 python=platform.python_version(),
                 platform=platform.platform(),
                 device=device_name(method.device),
-                dtype="float32" if trainer.precision == "32-true" else str(trainer.precision),
+                dtype=method.arithmetic,
                 processes=trainer.world_size,
                 started=datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds"),
                 finished=now(),

@@ -13,6 +13,7 @@ after (`fssbench cache`).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # keeps `fssbench cache` light
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 SUFFIX = ".safetensors"
+_TYPES = "types"  # key of the metadata: the features' own types, in which they are given back
 KEEP = 0.9
 """Part of the limit that is left after making room, so that not every new file has to make room again."""
 _ABANDONED = 3600.0  # seconds after which a half-written file has no writer any more
@@ -73,7 +75,8 @@ class FeatureStore:
     # -- features -------------------------------------------------------------------------------------------------
 
     def get(self, kind: str, image: str) -> dict[str, Tensor] | None:
-        """The features of an image on the CPU, floating-point ones as float32; None where they are not stored.
+        """The features of an image on the CPU, in the types that they had when they were put in; None where they are not
+        stored.
 
         A damaged file is removed and counts as not stored.
         """
@@ -83,6 +86,7 @@ class FeatureStore:
         try:
             with safe_open(path, framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                types: dict[str, str] = json.loads((file.metadata() or {}).get(_TYPES, "{}"))
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError):
@@ -90,7 +94,9 @@ class FeatureStore:
             return None
         self.read += 1
         _mark_used(path)
-        return {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in found.items()}
+        return {
+            n: t.to(getattr(torch, types.get(n, "float32"))) if t.is_floating_point() else t for n, t in found.items()
+        }
 
     def put(self, kind: str, image: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store the features of an image and return them as `get` will give them (rounded to `dtype`).
@@ -108,7 +114,8 @@ class FeatureStore:
         path = self._path(kind, image)
         if not self._full_disk and not path.exists():
             raw = ((name, t.shape, t.flatten().view(torch.uint8).numpy().data) for name, t in stored.items())
-            self._write(path, kind, save(stored, {"sha256": _digest(raw)}))
+            types = {n: str(t.dtype).removeprefix("torch.") for n, t in features.items()}
+            self._write(path, kind, save(stored, {"sha256": _digest(raw), _TYPES: json.dumps(types)}))
         return {n: t.to(features[n].device, features[n].dtype) for n, t in stored.items()}
 
     def _write(self, path: Path, kind: str, content: bytes) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssbench.episode import IGNORE
+
 MINMAX_EPS = COSINE_EPS = 1e-7
 POOL_EPS = 5e-4
 """Added to denominators by the released code of FSSAM."""
@@ -44,8 +46,8 @@ def cosine(features: Tensor, vector: Tensor) -> Tensor:
 
 
 def foreground(masks: Tensor) -> Tensor:
-    """Masks {0, 1, 255} as float32 {0, 1}: ignored pixels become background. Soft masks in [0, 1] stay as they are."""
-    return masks.float() if masks.is_floating_point() else (masks == 1).float()
+    """Masks {0, 1, 255} as float32 {0, 1}: ignored pixels become background. Soft masks keep their values in [0, 1]."""
+    return masks.float() * (masks != IGNORE) if masks.is_floating_point() else (masks == 1).float()
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

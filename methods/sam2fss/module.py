@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from fssbench.encoders.sam2 import SAM2Size, build_sam2, checkpoint_name, own_settings
 from fssbench.encoders.vit import ViTEncoder, backbone_facts
+from fssbench.encoders.weights import tensors_sha256
 from fssbench.errors import UserError, nearest
 from fssbench.losses import squared_dice_loss
 from fssbench.method import Features, FewShotMethod
 from fssbench.metrics.at_size import Size, bilinear
 from methods.sam2fss.calibration import ScmaKeys, ScmaShotMode, SupportTokens
-from methods.sam2fss.episode_sam2 import EpisodeSAM2
+from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2
 from methods.sam2fss.maps import EmptyMaskFallback
 from methods.sam2fss.model import DINO, SAM2FSSNet, autocast_for
 from methods.sam2fss.trainable import Trainable, freeze_others, trainable_names
@@ -159,7 +161,13 @@ class SAM2FSS(FewShotMethod):
 
     def encode(self, images: Tensor) -> Features:
         """Images (M, 3, S, S) float32 in [0, 1] to DINOv2's last tokens (M, D, h, w) as `dino` and SAM 2's pyramid as
-        `level0` to `level2`."""
+        `level0` to `level2`. Raises `UserError` for images of another size than `image_size`."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            height, width = images.shape[-2:]
+            raise UserError(
+                f"The images have {height}x{width} pixels, model.image_size is {self.image_size}. Leave data.image_size out, "
+                "or give both the same value."
+            )
         with autocast_for(images.device, self.precision):
             features = self.net.sam2.encode_images(images)
         if self.encoder is not None:
@@ -169,6 +177,21 @@ class SAM2FSS(FewShotMethod):
                 (tokens,) = self.encoder(resized).values()
             features[DINO] = tokens.bfloat16() if self.prior_precision == "bf16" else tokens
         return features
+
+    def feature_kinds(self) -> dict[str, str]:
+        """Stored features are those of the encoders, whatever is made or trained of them."""
+        settings, state = self.settings(), self.net.sam2.model.state_dict()
+        used = ("image_encoder.", "sam_mask_decoder.conv_s0.", "sam_mask_decoder.conv_s1.")
+        weights = tensors_sha256({name: value for name, value in state.items() if name.startswith(used)})
+        config = json.dumps(settings["sam2_config"], sort_keys=True)
+        pyramid = (
+            f"SAM {settings['sam2_version']} {settings['sam2_size']} {config}, {self.precision}, weights {weights}"
+        )
+        kinds = {level: f"{level} of {pyramid}" for level in LEVELS}
+        if self.encoder is not None:
+            (tokens,) = self.encoder.kinds().values()
+            kinds[DINO] = f"{tokens}, at {self.dino_image_size} px, {self.prior_precision}"
+        return kinds
 
     def segment(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
         """Logits (B, S, S) float32 at network size, in the one autocast of the forward pass."""
@@ -208,7 +231,7 @@ class SAM2FSS(FewShotMethod):
                 "separate for each number of supports."
             )
         wanted = SELECTIONS[self.selection]
-        if self.selection != "last" and self._data.selection != wanted:
+        if self._data.selection != wanted:
             raise UserError(
                 f"model.selection is {self.selection}, data.selection is {self._data.selection}. Set data.selection: {wanted}, "
                 "or another model.selection."
@@ -221,10 +244,16 @@ class SAM2FSS(FewShotMethod):
 
     # -- the record -----------------------------------------------------------------------------------------------
 
+    @property
+    def arithmetic(self) -> str:
+        """`bf16-mixed` or `float32`, as `precision` says; a mixed precision of the trainer has no effect."""
+        return "bf16-mixed" if self.precision == "bf16" else "float32"
+
     def metadata(self) -> dict[str, Any]:
         """Facts for the record; SAM 2's official weights have seen class-agnostic masks of other images."""
         size, version = self.hparams["sam2_size"], self.hparams["sam2_version"]
         sam2 = f"SAM {float(version):.1f} Hiera {size}"
+        shot = self.train_shot if self._trainer is None else self._data.shot
         own = PurePath(self.hparams["sam2_weights"]).name
         own = "stock" if own == checkpoint_name(size, version) else own
         masks = {"stock": "SA-1B and SA-V masks", "random": "none"}.get(own, "unknown")
@@ -241,7 +270,7 @@ class SAM2FSS(FewShotMethod):
             "track": "training-free" if self.trainable == "none" else "strict",
             "supervision": masks,
             "base_knowledge_at_test": False,
-            "kshot_mode": "joint" if self.train_shot == 1 else "separate-model",
+            "kshot_mode": "separate-model" if self.trainable != "none" and 1 < self.train_shot == shot else "joint",
             "hyper_parameters": "one setting for all data sets and shots",
             "uses_text": False,
         }
@@ -255,6 +284,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name, least in (("imr_iterations", 0), ("scma_alpha", 0), ("train_shot", 1)):
         if settings[name] < least:
             raise UserError(f"{name} is {settings[name]}, expected {least} or more.")
+    if settings["lr"] is not None and settings["lr"] <= 0:
+        raise UserError(f"lr is {settings['lr']}, expected a number above 0, or null for the default of `trainable`.")
 
 
 def poly(steps: int) -> Callable[[int], float]:

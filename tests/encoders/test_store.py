@@ -22,19 +22,20 @@ def image(number: int) -> str:
     return tensors_sha256({"pixels": torch.tensor(number)})
 
 
-def features(number: int, size: int = 256) -> dict[str, Tensor]:
+def features(number: int, size: int = 256, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(number)
-    return {"tokens": torch.randn(4, size // 4, generator=generator), "count": torch.tensor([number])}
+    return {"tokens": torch.randn(4, size // 4, generator=generator).to(dtype), "count": torch.tensor([number])}
 
 
+@pytest.mark.parametrize("made", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
-def test_what_is_put_is_what_is_got(tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_what_is_put_is_what_is_got(tmp_path: Path, dtype: str, tolerance: float, made: torch.dtype) -> None:
     store = FeatureStore(tmp_path, 1, dtype)  # type: ignore[arg-type]
     assert store.get("kind", image(1)) is None
-    kept = store.put("kind", image(1), features(1))
+    kept = store.put("kind", image(1), features(1, dtype=made))
     found = store.get("kind", image(1))
     assert found is not None
-    for name, value in features(1).items():
+    for name, value in features(1, dtype=made).items():
         assert found[name].dtype == kept[name].dtype == value.dtype
         assert torch.equal(found[name], kept[name]), "the first run computes with what later runs read"
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance / 10)

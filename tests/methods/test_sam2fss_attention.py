@@ -55,7 +55,18 @@ def masks(shot: int = 1, size: int = 2, seed: int = 5) -> Tensor:
     return (torch.rand(size, shot, N, generator=torch.Generator().manual_seed(seed)) < 0.4).float()
 
 
-def reference(module: Any, query: Tensor, memory: Tensor, pointers: int, mask: Tensor, alpha: float) -> Tensor:
+def reference(
+    module: Any,
+    query: Tensor,
+    memory: Tensor,
+    pointers: int,
+    mask: Tensor,
+    alpha: float,
+    keys: str = "rotated",
+    support_tokens: str = "keep",
+    drop_pointers: bool = True,
+    detach: bool = True,
+) -> Tensor:
     """Calibrated cross-attention of one episode, K supports, one head: written anew after the specification."""
     q, k, v = module.q_proj(query), module.k_proj(memory), module.v_proj(memory)
     table = module.freqs_cis
@@ -65,8 +76,10 @@ def reference(module: Any, query: Tensor, memory: Tensor, pointers: int, mask: T
         return torch.view_as_real(pairs * table).flatten(-2)
 
     shot = mask.shape[0]
-    blocks = [rotate(k[i * N : (i + 1) * N]) for i in range(shot + 1)]
-    k = torch.cat([*blocks, k[(shot + 1) * N :]])
+    plain = list(k[: (shot + 1) * N].split(N))
+    rotated = [rotate(block) for block in plain]
+    blocks = rotated if keys == "rotated" else plain
+    k = torch.cat([*rotated, k[(shot + 1) * N :]])
     assert len(k) == (shot + 1) * N + pointers
     q = rotate(q)
     scores = q @ k.T / WIDTH**0.5
@@ -78,17 +91,26 @@ def reference(module: Any, query: Tensor, memory: Tensor, pointers: int, mask: T
     for i in range(N):
         row = scores[i, shot * N : (shot + 1) * N].clone()
         a = (row - row.min()) / (row.max() - row.min() + 1e-7)
-        scores[i, shot * N : (shot + 1) * N] = row + alpha * torch.minimum(a + c - 1, torch.zeros(N))
+        bias = alpha * torch.minimum(a + c - 1, torch.zeros(N))
+        scores[i, shot * N : (shot + 1) * N] = row + (bias.detach() if detach else bias)
+    if support_tokens == "drop":
+        scores, v = scores[:, shot * N :], v[shot * N :]
+        scores, v = (scores[:, :N], v[:N]) if drop_pointers else (scores, v)
     return module.out_proj(scores.softmax(1) @ v)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"keys": "projected"}, {"support_tokens": "drop"}, {"support_tokens": "drop", "drop_pointers": False}],
+    ids=str,
+)
 @pytest.mark.parametrize("shot", [1, 3])
-def test_against_the_specification(shot: int) -> None:
+def test_against_the_specification(shot: int, change: dict[str, Any]) -> None:
     module, (query, memory, pointers), mask = attention(), bank(shot), masks(shot)
     with torch.no_grad():
-        found = module(query, memory, memory, pointers, Calibration(mask, alpha=7.0))
+        found = module(query, memory, memory, pointers, Calibration(mask, alpha=7.0, **change))
         for b in range(2):
-            expected = reference(module, query[b], memory[b], pointers, mask[b], 7.0)
+            expected = reference(module, query[b], memory[b], pointers, mask[b], 7.0, **change)
             assert torch.allclose(found[b], expected, atol=1e-5)
 
 
@@ -146,7 +168,7 @@ def test_bias_stays_in_its_range_and_spares_the_most_alike() -> None:
         assert torch.allclose(most_alike, torch.zeros(N), atol=1e-4)
 
 
-def test_only_the_querys_columns_change_and_rows_sum_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_querys_columns_change(monkeypatch: pytest.MonkeyPatch) -> None:
     module, (query, memory, pointers) = attention(), bank(2)
     seen: list[Tensor] = []
     calibrated = module._calibrated
@@ -162,26 +184,43 @@ def test_only_the_querys_columns_change_and_rows_sum_to_one(monkeypatch: pytest.
     assert not changed[: 2 * N].any()
     assert not changed[3 * N :].any()
     assert changed[2 * N : 3 * N].sum() >= N - 1
-    assert torch.allclose(seen[1].softmax(-1).sum(-1), torch.ones(2, 1, N), atol=1e-6)
+
+
+@pytest.mark.parametrize("support_tokens", ["keep", "drop"])
+def test_rows_of_the_attention_sum_to_one(support_tokens: Any) -> None:
+    module, (query, memory, pointers) = attention(), bank(2)
+    same = torch.full_like(memory, 0.7)  # attending to equal values gives back that value
+    found = module(query, memory, same, pointers, Calibration(masks(2), support_tokens=support_tokens))
+    assert torch.allclose(found, module.out_proj(module.v_proj(same))[:, :N], atol=1e-5)
+
+
+def test_the_bias_is_in_float32_whatever_the_keys_are() -> None:
+    keys_support, keys = torch.randn(2, 1, 1, N, WIDTH).bfloat16(), torch.randn(2, 1, N, WIDTH).bfloat16()
+    likeness = likeness_to_supports(keys_support, keys, masks())
+    assert torch.equal(likeness, likeness_to_supports(keys_support.float(), keys.float(), masks()))
+    scores = torch.randn(2, 1, N, N).bfloat16()
+    assert torch.equal(calibration_bias(scores, likeness), calibration_bias(scores.float(), likeness))
+    assert likeness.dtype == calibration_bias(scores, likeness).dtype == torch.float32
 
 
 def test_no_gradient_through_the_bias_unless_asked_for() -> None:
     module, (query, memory, pointers) = attention(), bank()
 
-    def gradient(detach: bool) -> Tensor:
+    def gradients(found: Tensor) -> list[Tensor]:
         module.zero_grad()
-        calibration = Calibration(masks(), detach=detach)
-        module(query, memory, memory, pointers, calibration).square().sum().backward()
-        return module.k_proj.weight.grad.clone()
+        found.square().sum().backward()
+        return [getattr(module, name).weight.grad.clone() for name in ("q_proj", "k_proj")]
 
-    detached, through = gradient(True), gradient(False)
-    assert not torch.allclose(detached, through, atol=1e-6)
-    frozen = attention()
-    frozen.requires_grad_(False)
-    with torch.enable_grad():
-        q = query.clone().requires_grad_()
-        frozen(q, memory, memory, pointers, Calibration(masks())).sum().backward()
-    assert q.grad is not None, "the query still learns through the scores"
+    by_hand = {}
+    for detach in (True, False):
+        episodes = zip(query, memory, masks(), strict=True)
+        outputs = [reference(module, q, m, pointers, mask, 10.0, detach=detach) for q, m, mask in episodes]
+        by_hand[detach] = gradients(torch.stack(outputs))
+    for detach in (True, False):
+        found = gradients(module(query, memory, memory, pointers, Calibration(masks(), detach=detach)))
+        for one, same, other in zip(found, by_hand[detach], by_hand[not detach], strict=True):
+            assert torch.allclose(one, same, rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(one, other, rtol=1e-2, atol=1e-3)
 
 
 def test_the_order_of_the_supports_does_not_matter() -> None:

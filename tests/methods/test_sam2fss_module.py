@@ -12,11 +12,15 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("sam2")
 
+from sam2.modeling.sam2_utils import LayerNorm2d
+
+from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.sam2 import build_sam2
+from fssbench.encoders.store import FeatureStore
 from fssbench.errors import UserError
 from fssbench.losses import squared_dice_loss
 from fssbench.method import FewShotMethod
@@ -107,10 +111,38 @@ def test_positions_of_the_patches_are_resized_as_asked() -> None:
     assert not torch.allclose(original.encode(images)["dino"], timm.encode(images)["dino"], atol=1e-4)
 
 
+def test_the_calibration_lets_gradients_through_where_asked_to() -> None:
+    def found(detach: bool) -> tuple[Tensor, Tensor]:
+        method = small_method(scma_detach=detach)
+        out = method.segment(*encoded(method))
+        out.square().mean().backward()
+        return out.detach(), method.net.sam2.model.memory_attention.layers[0].norm2.weight.grad
+
+    (same, detached), (as_well, through) = found(True), found(False)
+    assert torch.equal(same, as_well)
+    assert not torch.allclose(detached, through, rtol=1e-3)
+
+
 def test_a_lost_mask_is_saved_by_the_fallback() -> None:
     query, support, masks = episode(size=1)
     masks.zero_()
     masks[0, 0, 8:13, 22:27] = 1  # between the points of every sampling
+    parts = encoded(small_method(), query, support, masks)
+    without, with_area = (small_method(empty_mask_fallback=name).net for name in ("none", "area"))
+    with torch.no_grad():
+        lost, saved = without.trace(*parts), with_area.trace(*parts)
+    assert lost.priors is not None
+    assert lost.refined is not None
+    assert saved.priors is not None
+    assert saved.refined is not None
+    assert not lost.priors.fg.any(), "no prototype, no likeness"
+    assert saved.priors.fg.max() > 0.9
+    assert not lost.refined.affinity.any()
+    assert saved.refined.affinity.max() > 0.9
+    for net, empty in ((without, True), (with_area, False)):
+        calibration = net.calibration(masks, lost.refined.memory)
+        assert calibration is not None
+        assert calibration.support_masks.any() != empty
     found = {
         name: logits(small_method(empty_mask_fallback=name), query, support, masks) for name in ("none", "area", "max")
     }
@@ -155,6 +187,7 @@ def test_the_loss_counts_ignored_pixels_as_the_setting_says(base: SAM2FSS) -> No
         ({"imr_iterations": -1}, "imr_iterations is -1, expected 0"),
         ({"scma_alpha": -1.0}, "scma_alpha"),
         ({"train_shot": 0}, "train_shot is 0, expected 1"),
+        ({"lr": 0.0}, "lr is 0.0, expected a number above 0"),
         ({"trainable": "afine"}, "trainable is 'afine'.*Did you mean 'affine'"),
         ({"sam2_size": "base"}, "sam2_size is 'base'"),
         ({"sam2_weights": "absent.pt"}, "absent.pt exist neither"),
@@ -177,6 +210,44 @@ def test_features_can_be_cached(base: SAM2FSS) -> None:
     }  # fmt: skip
     assert not any(value.requires_grad for value in features.values())
     assert set(small_method(pseudo_prompts=False).encode(episode()[0])) == {"level0", "level1", "level2"}
+    with pytest.raises(UserError, match="96x96 pixels, model.image_size is 64"):
+        base.encode(episode(side=96)[0])
+
+
+def test_stored_features_are_those_of_the_encoders_and_come_back_as_they_were(tmp_path: Path) -> None:
+    method = small_method(precision="bf16")
+    images = episode(size=3)[0]
+
+    def features(count: int) -> dict[str, Tensor]:
+        cache = FeatureCache(store=FeatureStore(tmp_path, 1), kinds=method.feature_kinds())
+        with torch.no_grad():
+            return cache.features(["a", "b", "c"][:count], images[:count], method.encode)
+
+    cold, _, mixed = features(1), features(2), features(3)  # at last two from disk, one made
+    with torch.no_grad():
+        fresh = [method.encode(image[None]) for image in images]
+    for name in fresh[0]:
+        assert {value[name].dtype for value in (cold, mixed, *fresh)} == {fresh[0][name].dtype}
+        assert torch.equal(mixed[name], torch.cat([one[name] for one in fresh]))
+
+    def changed(**kwargs: Any) -> set[str]:
+        kinds, other = method.feature_kinds(), small_method(**{"precision": "bf16", **kwargs}).feature_kinds()
+        return {name for name in kinds if kinds[name] != other.get(name)}
+
+    pyramid = {"level0", "level1", "level2"}
+    assert changed(trainable="paper", lr=1.0, train_shot=5, imr_iterations=0, scma_alpha=0.0) == set()
+    assert changed(pseudo_prompts=False) == {"dino"}
+    assert changed(prior_precision="bf16") == changed(dino_image_size=96) == {"dino"}
+    assert changed(precision="fp32") == changed(sam2_version=2.1) == pyramid
+    state = method.net.sam2.model.state_dict()
+    for name, expected in (
+        ("sam_mask_decoder.conv_s1.bias", pyramid),
+        ("image_encoder.trunk.pos_embed", pyramid),
+        ("memory_attention.norm.weight", set()),
+    ):
+        before = method.feature_kinds()
+        state[name].add_(1)
+        assert {n for n, kind in method.feature_kinds().items() if kind != before[n]} == expected
 
 
 @pytest.mark.parametrize("shot", [1, 3])
@@ -226,6 +297,10 @@ def test_the_trained_parameters_are_those_of_the_specification() -> None:
     parts = {"memory_attention": 6_656, "memory_encoder": 2_216, "sam_mask_decoder": 6_272}
     assert {part: sum(size[n] for n in affine if n.startswith(part)) for part in parts} == parts
     assert trainable_names(model, "none") == set()
+    kinds = (nn.LayerNorm, LayerNorm2d, nn.Embedding)  # by kind of module instead of by name
+    found = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, kinds) for p, _ in m.named_parameters()}
+    found |= {name for name in size if name.endswith(".gamma")}
+    assert affine == {name for name in found if name.startswith(tuple(parts))}
 
 
 def after_a_step(trainable: Any, precision: str = "fp32") -> tuple[SAM2FSS, set[str], float]:
@@ -362,6 +437,8 @@ def test_each_number_of_supports_is_trained_for_itself(tmp_path: Path) -> None:
     method = fitted(tmp_path, data={"shot": 2}, trainer=one_step, train_shot=2)
     assert method.metadata()["kshot_mode"] == "separate-model"
     assert small_method().metadata()["kshot_mode"] == "joint"
+    method.trainer.datamodule.shot = 1  # a model of two supports, tested with another number
+    assert method.metadata()["kshot_mode"] == "joint"
 
 
 @pytest.mark.parametrize(("selection", "data_selection"), [("base", "base"), ("best_on_test", "novel")])
@@ -372,6 +449,16 @@ def test_a_selection_must_agree_with_the_data(selection: str, data_selection: st
     assert (data.val_manifest is data.test_manifest) == (selection == "best_on_test")
     with pytest.raises(UserError, match=f"Set data.selection: {data_selection}"):
         fitted(tmp_path / "wrong", {"selection": "last", **few}, selection=selection)
+    with pytest.raises(UserError, match=r"model\.selection is last.*Set data.selection: last"):
+        fitted(tmp_path / "wrong", {"selection": data_selection, **few})
+
+
+def test_the_record_names_the_methods_own_precision() -> None:
+    for precision, mixed, name in (("bf16", "32-true", "bf16-mixed"), ("fp32", "bf16-mixed", "float32")):
+        method = small_method(precision=precision, pseudo_prompts=False)
+        method.trainer = Trainer(accelerator="cpu", precision=mixed, logger=False)
+        assert method.arithmetic == name
+        assert FewShotMethod.arithmetic.fget(method) == {"32-true": "float32"}.get(mixed, mixed)
 
 
 def test_facts_for_the_record() -> None:

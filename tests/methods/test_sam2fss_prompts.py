@@ -35,7 +35,7 @@ def test_formulas_have_the_published_constants() -> None:
 
 def test_ignored_pixels_are_background() -> None:
     assert foreground(torch.tensor([0, 1, 255], dtype=torch.uint8)).tolist() == [0, 1, 0]
-    assert foreground(torch.tensor([0.0, 0.4])).tolist() == pytest.approx([0, 0.4])
+    assert foreground(torch.tensor([0.0, 0.4, 1.0, 255.0])).tolist() == pytest.approx([0, 0.4, 1, 0])
 
 
 def test_only_a_lost_mask_is_shrunk_by_the_fallback() -> None:
@@ -125,6 +125,13 @@ def test_invariances() -> None:
     assert torch.allclose(there.disc.flatten(1), here.disc.flatten(1)[:, pixels], atol=1e-6)
 
 
+def test_several_supports_give_the_mean_of_single_ones() -> None:
+    query, support, masks = features(shot=3)
+    single = [pseudo_prompt(query, support[:, [k]], masks[:, [k]]) for k in range(3)]
+    for found, parts in zip(pseudo_prompt(query, support, masks), zip(*single, strict=True), strict=True):
+        assert torch.allclose(found, torch.stack(parts).mean(0), atol=1e-6)
+
+
 def test_empty_and_full_masks_are_finite_and_there_is_no_gradient() -> None:
     query, support, masks = features()
     query.requires_grad_()
@@ -162,8 +169,10 @@ def memories(seed: int = 0, shot: int = 1, size: int = 2) -> list[Tensor]:
     return [fg, disc, torch.randn(size, shot, 8, 4, 4, generator=generator), p_fg, p_disc, masks]
 
 
-def reference_refinement(parts: list[Tensor], b: int, n: int = 3) -> Tensor:
-    """One episode, one support, written anew after the specification."""
+def reference_refinement(
+    parts: list[Tensor], b: int, n: int = 3, normalise_weight: bool = False, prior_minmax: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Memory and prior of one episode, one support, written anew after the specification."""
     fg, disc, support, p_fg, p_disc, masks = (x[b].double() for x in parts)
 
     def shrink(x: Tensor) -> Tensor:
@@ -179,17 +188,22 @@ def reference_refinement(parts: list[Tensor], b: int, n: int = 3) -> Tensor:
     m, f, d = shrink((masks == 1).double())[0], shrink(p_fg)[0], shrink(p_disc)[0]
     for _ in range(n):
         w = (like(disc, d) + like(support[0], m) - 1).clamp(min=0)  # A_QS made anew every time
+        w = scaled(w) if normalise_weight else w
         disc = w * fg + (1 - w) * disc
-        d = scaled(w * f + (1 - w) * d)
-    return disc
+        d = w * f + (1 - w) * d
+        d = scaled(d) if prior_minmax else d
+    return disc, d
 
 
-def test_refinement_against_the_specification() -> None:
+@pytest.mark.parametrize("change", [{}, {"normalise_weight": True}, {"prior_minmax": False}], ids=str)
+def test_refinement_against_the_specification(change: dict[str, bool]) -> None:
     parts = memories()
-    refined = memory_refinement(*parts, empty_mask_fallback="none").memory
+    refined = memory_refinement(*parts, empty_mask_fallback="none", **change)
     for b in range(2):
-        assert torch.allclose(refined[b].double(), reference_refinement(parts, b), atol=1e-5)
-    assert not torch.allclose(refined, parts[1], atol=1e-2)
+        memory, prior = reference_refinement(parts, b, **change)
+        assert torch.allclose(refined.memory[b].double(), memory, atol=1e-5)
+        assert torch.allclose(refined.prior[b, 0].double(), prior, atol=1e-5)
+    assert not torch.allclose(refined.memory, parts[1], atol=1e-2)
 
 
 def test_refinement_invariants() -> None:
