@@ -44,6 +44,22 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: str | Path, option: str) -> None:
+    """Raise `UserError` where files cannot be made in `folder` (which is made if need be): before hours of work, not after.
+
+    `option` names another folder, e.g. `--results`.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Cannot write into {folder}: {error.strerror or error}. Correct its permissions, or give another folder with "
+            f"{option}."
+        ) from error
+
+
 def write_text_whole(path: str | Path, text: str) -> None:
     """Write UTF-8 `text` to `path`, whole or not at all."""
     with written_whole(path) as temporary:

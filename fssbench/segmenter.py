@@ -36,12 +36,12 @@ class Segmenter:
 
     Args:
         method: the method; raises `UserError` where it is a trained one without trained weights.
-        device: where it runs; None = a GPU where there is one, else the CPU.
+        device: where it runs; None = a GPU where there is one, else the CPU. Raises `UserError` where it is none.
     """
 
     def __init__(self, method: FewShotMethod, device: str | torch.device | None = None) -> None:
         method.require_trained("segment")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         self.method = method.to(self.device).eval()
         self._support: Features | None = None
         self._masks: Tensor | None = None
@@ -126,6 +126,19 @@ def _make(class_path: str, settings: dict[str, Any], source: str | Path) -> FewS
         raise UserError(f"{source}: the settings of {class_path} do not fit this version: {error}") from error
     except ValueError as error:  # jsonargparse wraps what a constructor raises
         raise user_error_in(error) or error from None
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """A device that works; raises `UserError` where it does not."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # unknown name; no driver; torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"Device '{device}' cannot be used here ({reason}). `fssbench doctor` names those that can."
+        ) from error
+    return found
 
 
 def _image(image: ImageLike) -> np.ndarray:

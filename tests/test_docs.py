@@ -54,6 +54,10 @@ def marked(page: str, mark: str) -> str:
     return found[1]
 
 
+EXAMPLES = {"CONTRIBUTING.md": ["nearest.yaml", "nearest/__init__.py"], "README.md": ["mine.py"]}
+"""Page -> the files of the method that it shows."""
+
+
 def environment(*folders: Path) -> dict[str, str]:
     """The environment of a process that imports from `folders`."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
@@ -74,8 +78,8 @@ def test_every_run_in_the_docs_is_a_valid_configuration(
 ) -> None:
     of_repository = any(word.startswith("benchmarks/") for word in words)  # configs that are not packaged
     monkeypatch.chdir(ROOT if of_repository else tmp_path)
-    if page == "CONTRIBUTING.md":
-        write_example(tmp_path)
+    if page in EXAMPLES:
+        write_example(tmp_path, page)
         monkeypatch.syspath_prepend(tmp_path)
     rest, folds, shots = split_grid(words[1:])
     arguments = cell_arguments(rest, "0" if folds else None, "1" if shots else None)
@@ -172,13 +176,13 @@ def test_every_config_says_what_it_is_and_is_in_the_readme() -> None:
 # -- the example method -----------------------------------------------------------------------------------------------
 
 
-def write_example(folder: Path) -> None:
-    """Write the files of CONTRIBUTING.md's example into `folder`."""
-    names = re.findall(r"<!-- file: (\S+) -->", PAGES["CONTRIBUTING.md"])
-    assert sorted(names) == ["nearest.yaml", "nearest/__init__.py"]
+def write_example(folder: Path, page: str = "CONTRIBUTING.md") -> None:
+    """Write the files of a page's example into `folder`."""
+    names = re.findall(r"<!-- file: (\S+) -->", PAGES[page])
+    assert sorted(names) == EXAMPLES[page]
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(marked("CONTRIBUTING.md", f"file: {name}"), encoding="utf-8")
+        (folder / name).write_text(marked(page, f"file: {name}"), encoding="utf-8")
 
 
 def test_the_example_method_leaves_a_record(tmp_path: Path) -> None:
@@ -194,6 +198,18 @@ def test_the_example_method_leaves_a_record(tmp_path: Path) -> None:
     assert record["metadata"]["method_class"] == "nearest.NearestNeighbour"
     assert record["metadata"]["track"] == "training-free"
     assert 0 < record["scores"]["miou"] < 1
+
+
+def test_the_readmes_method_leaves_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example(tmp_path, "README.md")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = shlex.split(marked("README.md", "command").replace("coco20i", "shapes").replace("--folds all", ""))
+    small = "--model.backbone vit_tiny_patch16_224 --model.weights random --model.image_size 112"
+    small += " --data.episodes_per_class 1 --trainer.accelerator cpu --trainer.enable_progress_bar false"
+    assert main([*words[1:], *small.split()]) == 0
+    (path,) = (tmp_path / "results").rglob("fold0_shot1_seed0.json")
+    assert json.loads(path.read_text())["key"]["method"] == "mine"
 
 
 def test_the_example_method_finds_the_object_in_its_own_support(tmp_path: Path) -> None:

@@ -38,12 +38,14 @@ Few-shot semantic segmentation: train, test and compare methods on exactly the s
 
 {verbs}
 
-  fssbench VERB --help     options of a verb (fit, test, ...: add --config first to see a method's own)
+  fssbench VERB --help                   options of a verb
+  fssbench test --model.help FSDINO      settings of a method; --data.help COCO20i of a data set
   fssbench --version
 
 start here:
   fssbench demo
-  fssbench fit  --config methods/comp.yaml --config data/coco20i.yaml --folds all
+  fssbench test --config methods/prototype.yaml --config data/folder.yaml --data.root FOLDER   # your own images and masks
+  fssbench fit  --config methods/comp.yaml --config data/coco20i.yaml --folds all --trainer.max_epochs 20
   fssbench test --config methods/comp.yaml --config data/coco20i.yaml --folds all --shots 1 5 \\
                 --ckpt_path 'runs/comp/coco20i/fold{{fold}}/last.ckpt'
   fssbench leaderboard"""

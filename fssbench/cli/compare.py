@@ -91,7 +91,10 @@ def _of_method(name: str, root: Path) -> list[Path]:
     found = [path for path in paths if path.parent.name.startswith(f"{method}@{digest[:8]}")]
     if not found:
         known = {known for path in paths for known in (path.parent.name, path.parent.name.partition("@")[0])}
-        raise UserError(f"'{name}' is neither a file nor a method with results in {root}.{nearest(name, known)}")
+        hint = (
+            nearest(name, known) or f" {root} has no results: make some with `fssbench test`, or give --results FOLDER."
+        )
+        raise UserError(f"'{name}' is neither a file nor a method with results in {root}.{hint}")
     return found
 
 

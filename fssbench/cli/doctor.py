@@ -42,6 +42,13 @@ WEIGHT_FILES = {
     },
 }  # fmt: skip
 """Weight files that the shipped configs may name -> where they are published."""
+DEFAULTS = {
+    "dinov2_vitb14_pretrain.pth": "DINOv2, of nearly every method; instead of a download by `hub`",
+    "sam_vit_h_4b8939.pth": "FS-DINO, to train it",
+    "sam2_hiera_small.pt": "SAM2FSS",
+    "vit_base_patch14_dinov2.lvd142m": "the same",
+}
+"""What the shipped configs need as they are -> who needs it; everything else is another size."""
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -132,12 +139,19 @@ def weights_folder() -> Path:
 
 
 def weights() -> list[Finding]:
-    """Known weight files, and what timm has downloaded."""
+    """Known weight files, and what timm has downloaded; other sizes than the shipped configs take are one line."""
     found = []
     for name, url in WEIGHT_FILES.items():
         path = weights_folder() / name
         download = f"curl -L --create-dirs -o {path} {url}"
-        found.append(weight_file(path, download) if path.is_file() else Finding("missing", name, download))
+        if path.is_file():
+            found.append(weight_file(path, download))
+        elif name in DEFAULTS:
+            found.append(Finding("missing", f"{name} ({DEFAULTS[name]})", download))
+    absent = [name for name in WEIGHT_FILES if name not in DEFAULTS and not (weights_folder() / name).is_file()]
+    if absent:
+        then = "nothing, unless you choose one of these sizes: a run that lacks its file says where it is published"
+        found.append(Finding("missing", f"other sizes: {', '.join(absent)}", then))
     try:
         from fssbench.encoders.vit import hub_file
     except Exception:  # reported under versions and devices
@@ -145,7 +159,10 @@ def weights() -> list[Finding]:
     for name in HUB_MODELS:
         path_of = hub_file(name)
         then = "nothing: `backbone_weights: hub` downloads it when it is first used"
-        found.append(Finding("ok", f"timm {name}: {path_of}") if path_of else Finding("missing", f"timm {name}", then))
+        if path_of:
+            found.append(Finding("ok", f"timm {name}: {path_of}"))
+        elif name in DEFAULTS:
+            found.append(Finding("missing", f"timm {name} ({DEFAULTS[name]})", then))
     return found
 
 

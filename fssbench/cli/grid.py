@@ -8,25 +8,25 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fssbench.cli import VERBS
 from fssbench.cli.configs import find_config, read_config
 from fssbench.cli.launching import Cell, Outcome, make_launcher
 from fssbench.cli.progress import make_progress
+from fssbench.cli.run_help import asks_for_help, short_help, with_configured_class
 from fssbench.cli.suite import MethodWords, read_suite
 from fssbench.errors import UserError
 from fssbench.results.failures import forget, remember
 
-GRID_HELP = (
-    "--folds all|F [F ...]: the folds to run; {fold} in any value becomes the fold. "
-    "--shots K [K ...]: the numbers of supports; {shot} in any value becomes K. "
-    "--seeds S [S ...]: the seeds of the run; {seed} becomes S. "
-    "--methods CONFIG [CONFIG ...]: several methods; {method} becomes the config's name. "
-    "--suite FILE: methods and axes from a small YAML file (docs/board.md). "
-    "--jobs N: runs at a time. --launcher local|slurm: where; --slurm KEY=VALUE ...: submitit's parameters."
-)
-
 
 def run(verb: str, arguments: list[str]) -> int:
     """Run a trainer verb, once or for each method, fold, shot and seed."""
+    wanted = asks_for_help(arguments)
+    if wanted == "short":
+        print(short_help(verb, VERBS[verb][1]))
+        return 0
+    if wanted == "all":
+        arguments = ["--help"]
+    arguments = with_configured_class(arguments, options(arguments, "--config", "-c"))
     arguments, words = take_words(arguments)
     arguments, folds, shots = split_grid(arguments)
     arguments, seeds = split_seeds(arguments)
@@ -200,12 +200,19 @@ def cell_arguments(arguments: list[str], fold: str | None, shot: str | None) -> 
 
 def option(arguments: list[str], name: str) -> str | None:
     """The last value of `--name VALUE` or `--name=VALUE`."""
-    found = None
+    found = options(arguments, name)
+    return found[-1] if found else None
+
+
+def options(arguments: list[str], *names: str) -> list[str]:
+    """All values of `--name VALUE` and `--name=VALUE`, for any of the names."""
+    found = []
     for position, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            found = argument.split("=", 1)[1]
-        elif argument == name and position + 1 < len(arguments):
-            found = arguments[position + 1]
+        name, equals, value = argument.partition("=")
+        if name in names and equals:
+            found.append(value)
+        elif argument in names and position + 1 < len(arguments):
+            found.append(arguments[position + 1])
     return found
 
 

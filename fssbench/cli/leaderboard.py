@@ -13,6 +13,7 @@ from typing import Any
 from fssbench.errors import UserError, nearest
 from fssbench.files import write_text_whole
 from fssbench.results.boards import Board, load_board
+from fssbench.results.failures import Failure
 from fssbench.results.leaderboard import Table
 from fssbench.results.rendering import FORMATS, render
 from fssbench.results.views import SHOWS
@@ -78,8 +79,12 @@ def complain_about(board: Board) -> None:
     """Name the files that are no usable results, and the runs that failed, on stderr."""
     for path, reason in board.damaged:
         print(f"fssbench: left out {path}: {reason}", file=sys.stderr)
+    by_reason: dict[str, list[Failure]] = {}
     for failure in board.failed:
-        print(f"fssbench: failed: {failure.name}: {failure.reason} ({failure.when})", file=sys.stderr)
+        by_reason.setdefault(failure.reason, []).append(failure)
+    for reason, alike in by_reason.items():
+        names = ", ".join(dict.fromkeys(failure.name for failure in alike))
+        print(f"fssbench: failed: {names}: {reason} ({max(failure.when for failure in alike)})", file=sys.stderr)
 
 
 def _is_wanted(filters: Mapping[str, list[str]], table: Mapping[str, Any]) -> bool:

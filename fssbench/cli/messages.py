@@ -41,6 +41,9 @@ def quiet() -> None:
                  "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed"):  # fmt: skip
         logging.getLogger(name).addFilter(_is_for_users)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # which process it ended after an error
+    logging.getLogger("huggingface_hub.utils._http").setLevel(
+        logging.ERROR
+    )  # each of its retries; the error says it all
     for text in SILENT_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{text}")
 
@@ -59,13 +62,15 @@ def parse_message(text: str, options: Iterable[str] = ()) -> str:
     names = sorted({option.lstrip("-") for option in options if option.startswith("--")})
     outer = re.search(r'Parser key "([\w.]+)"', flat)
     key = outer[1] if outer else ""
-    if found := re.search(r"arguments are required: (.*)", flat):
-        return _missing(found[1])
+    if found := re.search(r"arguments are required: ([\w.-]+(?:, [\w.-]+)*)", flat):
+        return _missing(found[1], key)
     if found := re.search(r"unrecognized arguments: (\S+)", flat):
         return f"Unknown argument {found[1]}.{_option_hint(found[1], names)} See --help for all."
     if found := re.search(r"does not accept option '([^']+)'", flat):
         return f"Unknown key {found[1]}.{_option_hint(found[1], names)} --print_config shows all keys."
     if found := re.search(r"Expected a dot import path string: (\S+)", flat):
+        asked = re.search(r"--(model|data)\.help", flat)
+        key = key or (asked[1] if asked else "")
         return f"{key}: no class '{found[1]}' is known.{_class_hint(key, found[1])}"
     problems = re.findall(r"Problem with given class_path '([^']+)': (.*?)(?= - Expected| Given value type|$)", flat)
     if problems:
@@ -75,7 +80,12 @@ def parse_message(text: str, options: Iterable[str] = ()) -> str:
     return wrong or flat
 
 
-def _missing(names: str) -> str:
+def _missing(names: str, key: str) -> str:
+    """What to add where arguments are missing: a config, or the options of the class that `key` names."""
+    if key:
+        options = [f"{key}.{name}" for name in names.split(", ")]
+        given = " ".join(f"--{option} VALUE" for option in options)
+        return f"{', '.join(options)} must be given. Add {given}."
     name = "model" if "model" in names else names.split(",")[0].rpartition(".")[2]
     config = {"model": "methods/comp.yaml", "data": "data/shapes.yaml"}.get(name)
     if config is None:

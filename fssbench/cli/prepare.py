@@ -53,11 +53,13 @@ def run(verb: str, arguments: list[str]) -> int:
 
 def _prepare(options: argparse.Namespace, recipe: Recipe, root: Path) -> int:
     training = not options.without_training
-    done = seal.begin(root, options.dataset)
     archives = _archives(options.places)
-    for source in recipe.sources:
-        if training or source.file not in recipe.training:
-            _provide(source, root, archives, options, done)
+    sources = [source for source in recipe.sources if training or source.file not in recipe.training]
+    for source in sources:  # before the folder is marked: a mistake leaves it as it was
+        _refuse_missing(source, root, archives, options)
+    done = seal.begin(root, options.dataset)
+    for source in sources:
+        _provide(source, root, archives, options, done)
     for source in recipe.extras:
         _provide_extra(source, root, options.download)
     recipe.convert(root, training)
@@ -66,6 +68,17 @@ def _prepare(options: argparse.Namespace, recipe: Recipe, root: Path) -> int:
     _show(report)
     print(f"prepared: {path}")
     return 0
+
+
+def _refuse_missing(source: Source, root: Path, archives: dict[str, Path], options: argparse.Namespace) -> None:
+    """Raise `UserError` for a source that is neither unpacked nor given, and is not to be downloaded."""
+    there = source.is_in(root) or source.file in archives or (root / source.file).is_file()
+    if there or options.subset or options.download or source.file in seal.unpacked(root):
+        return
+    raise UserError(
+        f"{root / source.makes[0]} is missing. Get {source.file} from {source.page} and name it with --from FILE, give the "
+        "folder that holds it unpacked as --root, or add --download."
+    )
 
 
 def _provide(
@@ -78,11 +91,6 @@ def _provide(
     archive = archives.get(source.file) or (root / source.file if (root / source.file).is_file() else None)
     if archive is None and options.subset:
         return  # what the check misses, it names
-    if archive is None and not options.download:
-        raise UserError(
-            f"{root / source.makes[0]} is missing. Get {source.file} from {source.page} and name it with --from FILE, give the "
-            "folder that holds it unpacked as --root, or add --download."
-        )
     archive = archive or fetch(source, root)
     digest = verify(archive, source) if not options.subset else f"bytes:{archive.stat().st_size}"
     unpack(archive, root)

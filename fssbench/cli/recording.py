@@ -27,7 +27,7 @@ from fssbench.checkpoint import class_path
 from fssbench.cli.tracking import log_record, peak_memory, trained_parameters
 from fssbench.encoders.weights import find_weights
 from fssbench.errors import UserError
-from fssbench.files import sha256_file, sha256_text, write_text_whole
+from fssbench.files import require_writable, sha256_file, sha256_text, write_text_whole
 from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
 from fssbench.method import FewShotMethod
 from fssbench.metrics.square import Square
@@ -112,8 +112,13 @@ class RunRecorder(SaveConfigCallback):
         squares = data_of(trainer).squares
         self.keys = {side: self.make_key(trainer, pl_module, side) for side in (None, *squares)}
         self._claim(trainer)
-        if self.cli_option("overwrite") == "always":
-            return
+        if self.cli_option("overwrite") != "always":
+            self._keep_existing()
+        if trainer.is_global_zero:
+            require_writable(self.results, "--results")
+
+    def _keep_existing(self) -> None:
+        """End the run where its result is there; refuse where another result has its place."""
         store = ResultStore(self.results)
         existing = [key for key in self.keys.values() if store.path(key).exists()]
         for key in existing:

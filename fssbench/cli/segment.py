@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentError
@@ -112,14 +113,20 @@ def _trained(options: argparse.Namespace, rest: list[str]) -> Segmenter:
 
 
 def _configured(config: str | None, rest: list[str]) -> FewShotMethod:
+    if not (config or rest):
+        raise UserError(
+            "No method is named. Give --ckpt_path FILE (made by `fssbench fit`), or --config methods/prototype.yaml, which "
+            "needs no training."
+        )
     register_classes()
     parser = new_parser()
     parser.add_subclass_arguments(FewShotMethod, "model", required=True)
+    for other in ("data", "trainer", "seed_everything"):  # a config may say how its method is trained, too
+        parser.add_argument(f"--{other}", type=Any, help=argparse.SUPPRESS)
     try:
         parsed = parser.parse_args([*(["--config", config] if config else []), *rest])
     except (ArgumentError, TypeError) as error:
-        hint = "" if config or rest else " Give --ckpt_path FILE, or --config methods/prototype.yaml."
-        raise UserError(parse_message(str(error), option_names(parser)) + hint) from None
+        raise UserError(parse_message(str(error), option_names(parser))) from None
     try:
         method: FewShotMethod = parser.instantiate(parsed).model
     except ValueError as error:

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
@@ -23,10 +24,11 @@ from torch.multiprocessing import ProcessRaisedException
 
 from datamodules.episodic import EpisodicDataModule
 from fssbench.checkpoint import checkpoint_mismatch, class_path
-from fssbench.cli.grid import GRID_HELP, config_names
+from fssbench.cli.grid import config_names
 from fssbench.cli.messages import parse_message, quiet
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
 from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
+from fssbench.cli.run_help import grid_text, run_option_texts
 from fssbench.cli.selection import BestCheckpoint
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.compiled import CompileMode
@@ -88,36 +90,25 @@ class FssbenchCLI(LightningCLI):
         parser = new_parser(**kwargs)
         # made here, so that --help shows them above the trainer's
         parser.add_argument_group("where the run goes", name=RUN_GROUP)
-        parser.add_argument_group("several runs, one process each", GRID_HELP)
+        parser.add_argument_group("several runs, one process each", grid_text())
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where results go, and what to do with those that exist."""
         assert parser.groups is not None
-        add = parser.groups[RUN_GROUP].add_argument
-        add("--name", type=str | None, default=None, help="method name on the board and in run_dir")
-        add("--run_dir", type=str | None, default=None, help="default: runs/NAME/DATA/foldF")
-        add("--results", type=str, default="results", help="results folder of `test`")
-        add(
-            "--overwrite",
-            type=Overwrite,
-            default="only-missing",
-            help="what exists is kept (only-missing), made again (always) or an error (never)",
-        )
-        add("--feature_cache", type=float, default=1024, help="memory for frozen features, MiB; 0 = off")
-        add(
-            "--feature_disk",
-            type=float,
-            default=0,
-            help="disk for frozen features that later runs use again, GiB; 0 = off",
-        )
-        add("--feature_dtype", type=StoredType, default="float32", help="type of the features on disk")
-        add(
-            "--compile_encoder",
-            type=CompileMode,
-            default="no",
-            help="torch.compile's mode for the frozen encoder; reduce-overhead makes CUDA graphs",
-        )
+        types_and_defaults: dict[str, tuple[Any, Any]] = {
+            "name": (str | None, None),
+            "run_dir": (str | None, None),
+            "results": (str, "results"),
+            "overwrite": (Overwrite, "only-missing"),
+            "feature_cache": (float, 1024),
+            "feature_disk": (float, 0),
+            "feature_dtype": (StoredType, "float32"),
+            "compile_encoder": (CompileMode, "no"),
+        }
+        texts = run_option_texts()
+        for name, (kind, default) in types_and_defaults.items():
+            parser.groups[RUN_GROUP].add_argument(f"--{name}", type=kind, default=default, help=texts[name])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
         """The verb that runs (making the parsers of all takes a second), and the arguments of Trainer's method that are
@@ -159,11 +150,16 @@ class FssbenchCLI(LightningCLI):
         return config[self.subcommand] if self.subcommand else config
 
     def instantiate_classes(self) -> None:
-        """Make method, data module and trainer."""
+        """Make method, data module and trainer. The data set comes first: a wrong folder is told at once, not after
+        weights were downloaded."""
         try:
+            first = data_module(self._own(self.config)["data"])
+            dataset = first.dataset if isinstance(first, EpisodicDataModule) else None
             super().instantiate_classes()
         except ValueError as error:
             raise user_error_in(error) or error from None
+        if dataset is not None:
+            self.datamodule.dataset = dataset  # it may have read every mask: once is enough
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not go together, and give a method its feature cache."""
@@ -213,7 +209,12 @@ class FssbenchCLI(LightningCLI):
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            raise UserError(f"trainer: {error} Correct the trainer part of the configuration.") from error
+            remedy = "Correct the trainer part of the configuration."
+            if config.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+                remedy = (
+                    "torch finds no GPU here (`fssbench doctor` says why): leave trainer/gpu.yaml out to use the CPU."
+                )
+            raise UserError(f"trainer: {error} {remedy}") from error
 
     def _settings_of_the_method(self, config: Any) -> dict[str, Any]:
         """What the method's own settings say about the trainer; a flag that says otherwise is an error."""
@@ -232,6 +233,7 @@ class FssbenchCLI(LightningCLI):
         """Keep, continue or refuse a run that exists."""
         self.check_checkpoint()
         own = self._own(self.config_init)
+        self._check_end(own["trainer"])
         if own.get("ckpt_path"):
             return
         checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config())
@@ -239,6 +241,17 @@ class FssbenchCLI(LightningCLI):
             rank_zero_info(f"going on with the unfinished run in {self.run_dir} (--overwrite always starts anew)")
             keep_metrics(self.run_dir)
             own["ckpt_path"] = str(checkpoint)
+
+    def _check_end(self, trainer: Any) -> None:
+        """Refuse a training without an end: Lightning would take 1000 epochs."""
+        ends = {**trainer, **self.model.trainer_settings()}
+        if ends.get("max_epochs") is None and ends.get("max_steps", -1) == -1 and not (
+            ends.get("max_time") or ends.get("fast_dev_run") or not getattr(self.model, "needs_checkpoint", True)
+        ):  # fmt: skip
+            raise UserError(
+                "fit has no end: neither trainer.max_epochs nor trainer.max_steps is given. Add --trainer.max_epochs N, such "
+                "as 20 on COCO-20i."
+            )
 
     def before_validate(self) -> None:
         """Check the checkpoint before anything runs."""
@@ -313,10 +326,15 @@ def number_of_folds(arguments: list[str]) -> int:
     before any run starts."""
     quiet()
     cli = _ParseOnly(drop_option(arguments, "--ckpt_path"))
-    data = cli.config["data"]
-    package, _, name = data.class_path.rpartition(".")
-    module = getattr(import_module(package), name)(**data.init_args.as_dict())
+    module = data_module(cli.config["data"])
     return module.number_of_folds() if isinstance(module, EpisodicDataModule) else 1
+
+
+def data_module(config: Any) -> LightningDataModule:
+    """The data module of a parsed configuration, made without method and trainer."""
+    package, _, name = config.class_path.rpartition(".")
+    module: LightningDataModule = getattr(import_module(package), name)(**config.init_args.as_dict())
+    return module
 
 
 class _ParseOnly(FssbenchCLI):

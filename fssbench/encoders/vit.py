@@ -11,6 +11,7 @@ import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
@@ -292,19 +293,23 @@ def _from_hub(name: str, cfg: PretrainedCfg) -> VisionTransformer:
     if not (cfg.hf_hub_id or cfg.url):
         raise UserError(f"timm has no weights for '{name}'. Choose a name that has, or give a file as weights.")
     cached = _cached(cfg)
+    if not cached:
+        rank_zero_info(f"downloading the weights of {name} (once; FILE instead of `hub` does without)")
     try:
         file = cached or (cfg.hf_hub_id and huggingface_hub.hf_hub_download(cfg.hf_hub_id, _hub_filename(cfg)))
         overlay = {"file": str(file)} if file else None
         return _created(name, pretrained=True, pretrained_cfg_overlay=overlay, weight_init="skip")
     except Exception as error:  # the download goes through several libraries, each with exceptions of its own
         reason = str(error).partition("\n")[0]
+        if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):  # whose text is a paragraph
+            reason = "no connection to huggingface.co"
         if cached:
             raise UserError(
                 f"Downloaded weights {cached} cannot be used ({reason}). Delete the file, try again."
             ) from error
         raise UserError(
             f"Weights of '{name}' could not be downloaded ({reason}). Without internet, get {_where(cfg)} on another "
-            f"machine and give the path of that file as weights."
+            f"machine and give the path of that file as weights (--model.backbone_weights FILE)."
         ) from error
 
 

@@ -51,6 +51,12 @@ def begin(root: Path, dataset: str) -> dict[str, Any]:
     return done
 
 
+def unpacked(root: Path) -> dict[str, str]:
+    """What an interrupted preparation of a folder has unpacked: archive -> hash; nothing where none was begun."""
+    done = _read(root / PREPARING) if (root / PREPARING).is_file() else {}
+    return dict(done.get("unpacked") or {})
+
+
 def note(root: Path, done: dict[str, Any]) -> None:
     """Keep what is done so far."""
     write_text_whole(root / PREPARING, json.dumps(done, indent=2) + "\n")

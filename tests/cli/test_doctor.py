@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_everything_that_is_missing_says_what_to_do_next(empty: Path, capsys: py
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     missing = [number for number, line in enumerate(lines) if line.startswith(("  missing", "  wrong"))]
-    assert len(missing) >= 20, "14 weight files, 4 pieces of COCO, FSS-1000, results"
+    assert len(missing) >= 10, "4 weight files, the other sizes, 4 pieces of COCO, FSS-1000, results"
     assert all(lines[number + 1].strip().startswith("next: ") for number in missing)
     assert not any(line.startswith("  wrong") for line in lines)
     assert any("torch" in line and "belong together" in line for line in lines)
@@ -39,9 +40,11 @@ def test_everything_that_is_missing_says_what_to_do_next(empty: Path, capsys: py
 def test_weights_that_are_there_are_found(empty: Path) -> None:
     (empty / "FSSBENCH_WEIGHTS").mkdir()
     (empty / "FSSBENCH_WEIGHTS" / "dinov2_vits14_pretrain.pth").write_bytes(b"x" * 2**20)
-    states = {what.partition(",")[0]: state for state, what, _ in doctor.weights()}
+    states = {re.split("[, :]", what)[0]: state for state, what, _ in doctor.weights()}
     assert states["dinov2_vits14_pretrain.pth"] == "ok"
     assert states["sam_vit_h_4b8939.pth"] == "missing"
+    assert states["other"] == "missing"
+    assert doctor.DEFAULTS.keys() <= {*doctor.WEIGHT_FILES, *doctor.HUB_MODELS}
 
 
 def test_sams_files_must_be_the_published_ones(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

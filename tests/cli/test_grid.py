@@ -355,7 +355,7 @@ def test_a_failed_run_is_on_the_board_until_it_succeeds(
     assert (one.name, two.name) == ("fold 0", "fold 1")
     assert "batch_size" in one.reason
     assert main(["leaderboard"]) == 0
-    assert f"fssbench: failed: fold 0: {one.reason}" in capsys.readouterr().err
+    assert f"fssbench: failed: fold 0, fold 1: {one.reason}" in capsys.readouterr().err
     assert main(["leaderboard", "--format", "html"]) == 0
     assert "Failed runs" in Path("board.html").read_text()
     Path("config.yaml").write_text("data: {init_args: {batch_size: 4}}\n")

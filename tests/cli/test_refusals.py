@@ -89,6 +89,37 @@ def test_a_missing_model_or_data_set_says_how_to_name_one(here: Path, capsys: Ou
     assert "No data is configured" in error_line(capsys, ["episodes", "build"])
 
 
+def test_a_required_setting_is_named(here: Path, capsys: Output) -> None:
+    for verb in (["test", *FREE[:2], *QUIET], ["episodes", "build"]):
+        line = error_line(capsys, [*verb, "--config", "data/folder.yaml"])
+        assert line == "fssbench: data.root must be given. Add --data.root VALUE."
+
+
+def test_a_training_without_an_end_is_refused(here: Path, capsys: Output) -> None:
+    assert "Add --trainer.max_epochs N" in error_line(capsys, ["fit", *TRAINED])
+    assert main(["fit", *TRAINED, "--trainer.fast_dev_run", "true"]) == 0
+
+
+def test_results_that_cannot_be_written_are_refused_before_the_test(here: Path, capsys: Output) -> None:
+    Path("file").write_text("")
+    line = error_line(capsys, ["test", *FREE, "--results", "file/results"])
+    assert line.startswith("fssbench: Cannot write into file/results: Not a directory.")
+    assert "--results" in line
+
+
+def test_a_wrong_data_folder_is_told_before_weights_are_looked_for(here: Path, capsys: Output) -> None:
+    model = ["--model", "Prototype", "--model.backbone_weights", "nowhere.pth"]
+    line = error_line(capsys, ["test", *model, "--config", "data/coco20i.yaml", "--data.root", "nowhere"])
+    assert "The data folder nowhere is missing" in line
+
+
+def test_a_gpu_that_is_not_there(here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = error_line(capsys, ["test", *FREE[:4], "--config", "trainer/gpu.yaml"])
+    assert "fssbench doctor" in line
+    assert "leave trainer/gpu.yaml out" in line
+
+
 def test_a_trained_method_is_not_tested_without_a_checkpoint(here: Path, capsys: Output) -> None:
     for verb in ("test", "predict"):
         line = error_line(capsys, [verb, *TRAINED])

@@ -56,7 +56,18 @@ def test_mistakes_are_answered_in_one_line(fitted: Path, capsys: Output) -> None
     assert "no trained weights" in error_line(
         capsys, ["segment", "--model", "tests.toy.ColourMethod", *support, "--images", "photos"]
     )
+    assert "Device 'gpu9' cannot be used here" in error_line(capsys, [*load, "photos", "--device", "gpu9"])
     assert not (fitted / "masks").exists()
+
+
+def test_the_config_of_a_whole_run_names_the_method(fitted: Path, capsys: Output) -> None:
+    support = photographs(fitted)
+    Path("own.yaml").write_text("model: {class_path: tests.toy.FreeMethod}\ntrainer: {gradient_clip_val: 1.0}\n")
+    assert main(["segment", "--config", "own.yaml", *support, "--images", "photos/a.jpg", "--device", "cpu"]) == 0
+    Path("own.yaml").write_text("model: {class_path: tests.toy.ColourMethod}\ntrainer: {gradient_clip_val: 1.0}\n")
+    assert "no trained weights" in error_line(
+        capsys, ["segment", "--config", "own.yaml", *support, "--images", "photos"]
+    )
 
 
 def test_two_images_of_one_name_are_refused(fitted: Path, capsys: Output) -> None:

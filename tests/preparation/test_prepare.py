@@ -191,6 +191,7 @@ def test_missing_sources_say_where_to_get_them(tmp_path: Path, capsys: pytest.Ca
     assert "does not exist" in error_of(capsys, "pascal5i", "--root", tmp_path / "b", "--from", tmp_path / "none")
     assert "Did you mean 'pascal5i'" in error_of(capsys, "pascal5")
     assert "lvis92i needs no preparation" in error_of(capsys, "lvis92i")
+    assert not list(tmp_path.iterdir()), "a mistake marks no folder as half prepared"
 
 
 def test_a_wrong_or_cut_archive(archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
