@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import safetensors
 import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, autocast, nn
 
-from fssbench.encoders.weights import load_strict, read_tensors
+from fssbench.encoders.weights import find_weights, load_strict, read_tensors
 from fssbench.errors import UserError
 
 GROUPS = 32
 """Groups of GroupNorm: the default of its paper (Wu and He 2018)."""
+FACTS_KEY = "fssbench_distillation"
+"""Key of the safetensors metadata under which distillation says, as JSON, how an adapter was made."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class AdapterConfig:
         pre_norm: LayerNorm before (true) or after (false) attention and feed-forward layer.
         pos_enc: `none`, or `fourier`: SAM's random Fourier features of the normalised token centres (resolution-free).
         dropout: dropout inside the attention blocks.
-        final_ln: end with a LayerNorm over channels, as SAM's neck does.
+        final_ln: end with a LayerNorm over channels, as SAM's neck does; distillation starts it at the teacher's own.
     """
 
     block: int = 3
@@ -120,6 +124,11 @@ class Adapter(nn.Module):
         what = "this adapter (settings adapter.*, encoder width)"
         load_strict(self, {name: value.to(device) for name, value in state.items()}, weights, what)
 
+    def start_at_neck(self, norm: nn.Module) -> None:
+        """Start the final LayerNorm, if there is one, at that of SAM's neck: its affine map makes the target reachable."""
+        if isinstance(self.final_ln, LayerNorm2d):
+            self.final_ln.load_state_dict(norm.state_dict())
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, D, h, w) of one encoder block to an image embedding (B, C, h, w), on any grid."""
         x = self.squeeze(tokens)
@@ -129,6 +138,17 @@ class Adapter(nn.Module):
         grid = x.shape[-2:]
         x = self.attention(x.flatten(2).transpose(1, 2))
         return self.final_ln(self.expand(x.transpose(1, 2).unflatten(2, grid)))
+
+
+def distillation_facts(weights: str) -> dict[str, Any]:
+    """What distillation wrote into an adapter's file beside its weights (`settings`, `encoder_sha256`, ...); empty for
+    any other file."""
+    path = find_weights(weights)
+    if path is None or path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(FACTS_KEY, "{}"))
+    return facts
 
 
 def _conv(inside: int, outside: int, kernel: int, config: AdapterConfig) -> list[nn.Module]:
@@ -143,7 +163,7 @@ def _conv(inside: int, outside: int, kernel: int, config: AdapterConfig) -> list
 
 
 def _check(config: AdapterConfig) -> None:
-    if config.width % config.heads or config.width % 2:
+    if config.heads < 1 or config.width % config.heads or config.width % 2:
         raise UserError(
             f"adapter.width is {config.width}, which is odd or not divisible by adapter.heads ({config.heads}). "
             "Choose heads that divide the width."

@@ -75,15 +75,20 @@ class Decoder(nn.Module):
     """SAM's mask decoder with SAM's positional encoding: embedding and prompts to one mask.
 
     4,058,340 parameters by default, 132,612 of them in the head that predicts mask quality: it is kept, so that SAM's
-    weights load strictly, but never trained, as nothing reads it. Raises `UserError` where width and heads do not fit.
+    weights load strictly, but never trained, as nothing reads it. Raises `UserError` where width and heads do not fit, and
+    for a grid without tokens.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        if config.width % 8 or (config.width // 2) % config.heads:
+        if config.heads < 1 or config.width % 8 or (config.width // 2) % config.heads:
             raise UserError(
                 f"decoder.width is {config.width} and decoder.heads is {config.heads}: the width must be divisible by "
                 "8 and its half by the heads. Change one of them."
+            )
+        if config.grid is not None and config.grid < 1:
+            raise UserError(
+                f"decoder.grid is {config.grid}. Give a side of 1 token or more, or null for the encoder's own."
             )
         self.grid = config.grid
         transformer = TwoWayTransformer(config.depth, config.width, config.heads, config.mlp_dim)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import safetensors.torch
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -19,7 +20,7 @@ from fssbench.errors import UserError
 from fssbench.files import write_text_whole, written_whole
 from fssbench.trainable import Trainable
 from fssbench.unlabelled import ImageBatch
-from methods.fsdino.adapter import Adapter, AdapterConfig
+from methods.fsdino.adapter import FACTS_KEY, Adapter, AdapterConfig
 from methods.fsdino.alignment import DistillationScores, distillation_loss, down_to
 from methods.fsdino.module import warmup_cosine
 from methods.fsdino.stages import DistillConfig, Schedule, Stage
@@ -128,12 +129,18 @@ class Distillation(Trainable):
     def setup(self, stage: str) -> None:
         """Compute the teacher's features that are not on disk yet, and hand them to the data module.
 
-        Raises `UserError` for other data than images, a trainer of another length, and a teacher of another width.
+        Raises `UserError` for other data than images, a trainer of another length or with a moving average of the
+        weights, and a teacher of another width.
         """
         super().setup(stage)
         for name, value in self.trainer_settings().items():
             if getattr(self.trainer, name) != value:
                 raise UserError(f"The stages need Trainer({name}={value}); give it Distillation.trainer_settings().")
+        if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "A stage keeps the weights that did best in validation, which a moving average over all stages would "
+                "replace by others. Leave the averaging callback (trainer/ema.yaml) out of distillation."
+            )
         data, trainer = self._data, self.trainer
         teacher = SamEncoder(self.teacher, self.teacher_weights)
         grid = self.config.cache_grid
@@ -146,6 +153,7 @@ class Distillation(Trainable):
                 f"distill.cache_grid is {grid}: it must lie between the student's largest grid "
                 f"({max(self.config.resolutions) // self.encoder.patch_size}) and the teacher's ({teacher.grid})."
             )
+        self.adapter.start_at_neck(teacher.net.neck[-1])  # a checkpoint is read after this
         self.teacher_sha256 = teacher.sha256()
         data.targets = teacher_features(
             teacher,
@@ -206,7 +214,7 @@ class Distillation(Trainable):
         }
         state = {name: value.detach().cpu().contiguous() for name, value in self.adapter.state_dict().items()}
         with written_whole(path) as temporary:
-            metadata = {"fssbench_distillation": json.dumps(facts, sort_keys=True)}
+            metadata = {FACTS_KEY: json.dumps(facts, sort_keys=True)}
             temporary.write_bytes(safetensors.torch.save(state, metadata))
         write_text_whole(folder / REPORT_FILE, json.dumps(facts, indent=2) + "\n")
         reached = ", ".join(f"{n} {self.best_scores[n]:.4f}" for n in ("r2", "cosine") if n in self.best_scores)

@@ -142,13 +142,14 @@ class FSDINONet(nn.Module):
     # -- an episode -----------------------------------------------------------------------------------------------
 
     def forward(self, query: Features, support: Features, support_masks: Tensor) -> Tensor:
-        """Query (B, D, h, w) and support tokens (B, K, D, h, w), masks (B, K, H, W) {0, 1, 255} to logits.
+        """Query (B, D, h, w) and support tokens (B, K, D, u, v), masks (B, K, H, W) {0, 1, 255} to logits.
 
-        The logits are (B, 4g, 4g) float32, g the decoder's grid; with `vote` and K > 1 they are (B, H, W).
+        The masks' grid is that of the support tokens; the query's may be another one. The logits are (B, 4g, 4g) float32,
+        g the decoder's grid; with `vote` and K > 1 they are (B, H, W).
         """
         query = {name: tokens.float() for name, tokens in query.items()}  # a feature cache may hold half precision
         embedding = self.embed(query[self.early])
-        weights = self.token_weights(support_masks, query[self.late].shape[-2:])
+        weights = self.token_weights(support_masks, support[self.late].shape[-2:])
         prototypes = self.pooled(support[self.late], weights)
         matches = self.matches(query, support, weights)
 

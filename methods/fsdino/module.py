@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fssbench.encoders.vit import ViTEncoder, backbone_facts
+from fssbench.encoders.weights import tensors_sha256
 from fssbench.errors import UserError
 from fssbench.method import Features, FewShotMethod
-from methods.fsdino.adapter import AdapterConfig
+from methods.fsdino.adapter import AdapterConfig, distillation_facts
 from methods.fsdino.correlation import CorrConfig
 from methods.fsdino.decoder import DecoderConfig, SamParts
 from methods.fsdino.model import FSDINONet
@@ -66,7 +67,7 @@ class FSDINO(FewShotMethod):
         pos_embed_resize: resize position embeddings as the `original` DINOv2 does, or as `timm` does.
         sam_weights: SAM's original checkpoint for decoder and prompts: a path, or a file name in `FSSBENCH_WEIGHTS`
             (default `~/.cache/fssbench/weights`); `random` starts them untrained.
-        adapter_weights: weights of a distilled adapter (.safetensors or a checkpoint).
+        adapter_weights: the `adapter.safetensors` of a distillation with the same encoder and `adapter` settings.
         train_adapter: train the adapter; null: train it exactly where `adapter_weights` is null.
         mask_threshold: a support none of whose tokens is covered to this part counts as empty (`prototype.fallback`).
         support_ignore: pixels with 255 in a support mask are `background`, or with `exclude` neither in
@@ -124,6 +125,10 @@ class FSDINO(FewShotMethod):
             raise UserError(
                 "train_adapter is false, but no adapter_weights are given: the adapter would stay random. Give "
                 "adapter_weights (from distillation), or leave train_adapter out to train it."
+            )
+        if not 0 <= mask_threshold <= 1:
+            raise UserError(
+                f"mask_threshold is {mask_threshold}: it is the part of a token that the class covers. Give 0 to 1."
             )
         if sam_weights != "random" and not decoder.fits_sam:
             raise UserError(
@@ -193,6 +198,29 @@ class FSDINO(FewShotMethod):
             self.net.start_from_sam(SamParts.read(self.sam_weights))
         if self.adapter_weights is not None:
             self.net.adapter.start_from(self.adapter_weights)
+            self._check_distilled(self.adapter_weights)
+
+    def _check_distilled(self, weights: str) -> None:
+        """Refuse an adapter whose tensors fit, but which was distilled with other settings or another encoder: it would
+        silently give another embedding. Files that do not say how they were made are taken as they are."""
+        facts = distillation_facts(weights)
+        if not facts:
+            return
+        theirs, ours = _distilled_settings(facts["settings"]), _distilled_settings(self.settings())
+        different = [name for name in sorted(ours) if theirs.get(name, ours[name]) != ours[name]]
+        if different:
+            name = different[0]
+            raise UserError(
+                f"{weights} was distilled with model.{name}={theirs[name]!r}, the configuration says {ours[name]!r} "
+                f"(differing: {', '.join(different)}). Set them as in the distillation, or distil again."
+            )
+        above = tuple(f"encoder.vit.blocks.{n}." for n in range(self.encoder.blocks[0], self.encoder.depth))
+        read = {n: v for n, v in self.state_dict().items() if n.startswith("encoder.") and not n.startswith(above)}
+        if facts["encoder_sha256"] != tensors_sha256(read):
+            raise UserError(
+                f"{weights} was distilled on another encoder ({facts['settings']['backbone']}, weights "
+                f"{facts['settings']['backbone_weights']}). Give the same backbone and backbone_weights, or distil again."
+            )
 
     def metadata(self) -> dict[str, Any]:
         """Facts for the record; SAM's weights add class-agnostic masks to what the backbone has seen."""
@@ -238,6 +266,12 @@ class FSDINO(FewShotMethod):
             raise UserError("The cosine schedule needs an end. Set trainer.max_epochs or trainer.max_steps.")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(int(steps), train.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _distilled_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a distilled adapter makes of an image (dropout only acts while it is trained)."""
+    adapter = {f"adapter.{name}": value for name, value in settings["adapter"].items() if name != "dropout"}
+    return {"apply_final_norm": settings["apply_final_norm"], **adapter}
 
 
 def warmup_cosine(steps: int, warmup: int) -> Callable[[int], float]:

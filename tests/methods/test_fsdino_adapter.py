@@ -71,7 +71,8 @@ def test_starts_from_a_file_or_refuses_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "key"), [({"heads": 7}, "adapter.heads"), ({"norm": "gn", "width": 40}, "adapter.width")]
+    ("change", "key"),
+    [({"heads": 7}, "adapter.heads"), ({"heads": 0}, "adapter.heads"), ({"norm": "gn", "width": 40}, "adapter.width")],
 )
 def test_widths_that_do_not_fit_are_refused(change: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=key):

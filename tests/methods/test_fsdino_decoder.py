@@ -107,6 +107,10 @@ def test_other_grid_resizes_embedding_and_dense_prompt(decoder: Decoder) -> None
 def test_width_must_fit_the_heads() -> None:
     with pytest.raises(UserError, match=r"decoder\.width is 48 and decoder\.heads is 5"):
         Decoder(DecoderConfig(width=48, heads=5))
+    with pytest.raises(UserError, match=r"decoder\.heads is 0"):
+        Decoder(DecoderConfig(heads=0))
+    with pytest.raises(UserError, match=r"decoder\.grid is 0"):
+        Decoder(DecoderConfig(grid=0))
 
 
 def test_checkpoint_is_found_by_name(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:

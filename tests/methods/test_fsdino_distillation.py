@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from datamodules.image_files import ImageFiles
 from datamodules.images import Images
+from fssbench.cli.averaging import EMA
 from fssbench.encoders.sam import SamEncoder
 from fssbench.errors import UserError
 from fssbench.images import decode_image, resize_image
@@ -285,6 +287,60 @@ def test_stage_2_takes_the_adapter(watched: tuple[Watched, Path]) -> None:
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [
         "adapter.safetensors", "adapter_32px.safetensors", "adapter_48px.safetensors"
     ]  # fmt: skip
+
+
+def stage_2(adapter_weights: Path, **kwargs: Any) -> FSDINO:
+    settings = {"adapter": SMALL, "prototype": PrototypeConfig(block=4), **kwargs}
+    return FSDINO(
+        preset="comp",
+        backbone="vit_tiny_patch16_224",
+        backbone_weights="random",
+        image_size=64,
+        sam_weights="random",
+        adapter_weights=str(adapter_weights),
+        decoder=DecoderConfig(width=8, depth=1, heads=1, mlp_dim=16),
+        **settings,
+    )
+
+
+def test_stage_2_refuses_an_adapter_that_fits_but_means_something_else(watched: tuple[Watched, Path]) -> None:
+    file = watched[1] / "adapter.safetensors"
+    for change, name in (
+        ({"heads": 2}, "adapter.heads=4"),
+        ({"act": "relu"}, "adapter.act"),
+        ({"block": 2}, "block=3"),
+    ):
+        with pytest.raises(UserError, match=rf"adapter\.safetensors was distilled with model\.(adapter\.)?{name}"):
+            stage_2(file, adapter=replace(SMALL, **change)).load_starting_weights()
+    with pytest.raises(UserError, match=r"model\.apply_final_norm=True, the configuration says False"):
+        stage_2(file, apply_final_norm=False).load_starting_weights()
+    other = stage_2(file, adapter=replace(SMALL, dropout=0.1))
+    other.encoder.vit.blocks[3].norm1.weight.data.add_(1)
+    other.load_starting_weights()  # above the adapter's block: makes no difference to it
+    other.encoder.vit.blocks[2].norm1.weight.data.add_(1)
+    with pytest.raises(UserError, match=r"another encoder \(vit_tiny_patch16_224, weights random\)"):
+        other.load_starting_weights()
+
+
+def test_a_final_norm_starts_at_the_teachers(world: Path, tmp_path: Path) -> None:
+    state = torch.load(world / "small_sam_0.pth", weights_only=True)
+    last = {name: f"image_encoder.neck.3.{name}" for name in ("weight", "bias")}
+    state |= {key: torch.rand(8) for key in last.values()}
+    torch.save(state, tmp_path / "sam.pth")
+    settings: dict[str, Any] = {"teacher_weights": str(tmp_path / "sam.pth"), "adapter": replace(SMALL, final_ln=True)}
+    module = fit(world, make_module(world, distill=replace(STAGES, lr=0.0), **settings), tmp_path)
+    for name, key in last.items():
+        assert torch.equal(getattr(module.adapter.final_ln, name), state[key])
+
+
+def test_a_moving_average_is_refused(world: Path, tmp_path: Path) -> None:
+    module = make_module(world)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path, callbacks=[EMA()],
+        **module.trainer_settings(),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"Leave the averaging callback \(trainer/ema\.yaml\) out"):
+        trainer.fit(module, datamodule=Images(str(world / "images"), num_workers=0))
 
 
 def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:

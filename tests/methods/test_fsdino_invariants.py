@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.folds import novel_classes
 from fssbench.metrics.iou import FewShotIoU, episode_counts
+from fssbench.protocols.lists import read_list
 from methods.fsdino.model import FSDINONet
 from tests.methods.test_fsdino_model import FULL, episode, make_net
+from tests.shared import SHARED, needs_shared
 
 TESTS = Path(__file__).resolve().parents[1]
 INVARIANTS: dict[int, list[str]] = {
@@ -97,6 +100,7 @@ INVARIANTS: dict[int, list[str]] = {
         "datamodules/test_coco20i.py::test_folds_of_both_partitions",
         "datamodules/test_pascal5i.py::test_folds",
         "datamodules/test_episodic.py::test_training_never_shows_a_novel_class_or_the_query_as_support",
+        "methods/test_fsdino_invariants.py::test_the_folds_of_the_published_lists_hold_as_many_images_as_listed",
         "protocols/test_compat.py::test_first_episodes_and_counts_of_the_specification",
         "protocols/test_manifest.py::test_the_same_bytes_in_another_process",
     ],
@@ -128,6 +132,35 @@ def test_one_shot_equals_the_general_path(merge: str) -> None:
         net: FSDINONet = make_net(kshot_merge=kind, **FULL)
         outputs.append(net(*episode(shots=1)))
     assert torch.equal(*outputs)
+
+
+@needs_shared
+def test_the_folds_of_the_published_lists_hold_as_many_images_as_listed() -> None:
+    """Sections 3.2 and 4 of the specification: base images to train on, images to test on, of each fold."""
+    lists = SHARED / "splits" / "gf-sam"
+    train = read_list(lists / "coco" / "trn" / "all_classes.txt.gz").pairs
+    base, tested = [], []
+    for fold in range(4):
+        novel = novel_classes(range(1, 81), fold, 4, "interleaved")
+        assert novel == tuple(fold + 4 * v + 1 for v in range(20))
+        base.append(len({name for class_id, name in train if class_id not in novel}))
+        val = read_list(lists / "coco" / "val" / f"fold{fold}.txt.gz").pairs
+        assert {class_id for class_id, _ in val} == set(novel)
+        tested.append(len({name for _, name in val}))
+    assert base == [62_040, 74_381, 73_035, 73_808]
+    assert tested == [26_052, 15_305, 13_138, 12_640]
+
+    train = [pair for fold in range(4) for pair in read_list(lists / "pascal" / "trn" / f"fold{fold}.txt").pairs]
+    base, tested = [], []
+    for fold in range(4):
+        novel = novel_classes(range(1, 21), fold, 4, "contiguous")
+        assert novel == tuple(range(5 * fold + 1, 5 * fold + 6))
+        base.append(sum(class_id not in novel for class_id, _ in train))
+        val = read_list(lists / "pascal" / "val" / f"fold{fold}.txt").pairs
+        assert {class_id for class_id, _ in val} == set(novel)
+        tested.append(len(val))
+    assert base == [11_394, 10_255, 7_797, 11_594]
+    assert tested == [346, 451, 725, 346]
 
 
 def test_perfect_and_opposite_predictions() -> None:

@@ -147,6 +147,21 @@ def test_order_of_supports_does_not_matter(merge: Any, model: dict[str, Any]) ->
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("merge", ["feature", "logit", "vote"])
+def test_the_query_may_have_another_grid_than_the_supports(merge: Any) -> None:
+    query, support, masks = episode(shots=2)
+    wide = {name: torch.cat([tokens, tokens], -1)[..., :4, :] for name, tokens in query.items()}
+    out = make_net(kshot_merge=merge, **FULL)(wide, support, masks)
+    assert out.shape == ((2, 40, 40) if merge == "vote" else (2, 16, 40))
+    if merge == "feature":
+        net = make_net(dense="pcs")
+        weights = net.token_weights(masks, (5, 5))
+        prototypes = net.pooled(support["block12"], weights).mean(1)
+        torch.testing.assert_close(
+            net(wide, support, masks), net.decode(net.embed(wide["block3"]), wide, prototypes, None)
+        )
+
+
 def test_merges_differ_in_what_they_average() -> None:
     query, support, masks = episode(shots=3)
     one = make_net(**FULL)

@@ -116,6 +116,12 @@ def test_sams_weights_need_sams_sizes() -> None:
         make_method(sam_weights="sam_vit_h_4b8939.pth")
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.1])
+def test_a_threshold_that_no_token_can_be_measured_by_is_refused(threshold: float) -> None:
+    with pytest.raises(UserError, match=r"mask_threshold is .* Give 0 to 1"):
+        make_method(mask_threshold=threshold)
+
+
 def test_random_start_follows_the_seed() -> None:
     one, same = make_method().state_dict(), make_method().state_dict()
     assert all(torch.equal(value, same[name]) for name, value in one.items())

@@ -16,7 +16,7 @@ from fssbench.encoders.sam import SamEncoder
 from fssbench.errors import UserError
 from fssbench.images import decode_image, resize_image
 from methods.fsdino.alignment import down_to
-from methods.fsdino.teacher import encode, teacher_features
+from methods.fsdino.teacher import Share, encode, teacher_features
 from tests.data.images import make_images
 from tests.methods.sam import small_sam
 
@@ -105,6 +105,24 @@ def test_a_killed_run_loses_its_last_file_only(
     assert all(torch.equal(resumed.read(row), whole.read(row)) for row in range(6))
 
 
+def test_a_late_process_shares_out_the_same_images(
+    compute: Callable[..., Any], teacher: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two processes looks at the disk after the first has written its half: it computes its own half, not
+    half of what is left."""
+    first = compute(rows=[0, 2])
+    stamps = {row: "" for row in range(4)}
+    of_first = iter([stamps, {row: first._digests[row] for row in (0, 2)}, {}])
+
+    def gather(found: list[Any], own: Any) -> None:
+        found[:] = [next(of_first), own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    teacher.encoded = 0
+    assert compute(rows=range(4), share=Share(rank=1, processes=2)).rows == set(range(4))
+    assert teacher.encoded == 2
+
+
 def test_another_teacher_grid_or_image_is_not_mistaken(
     compute: Callable[..., Any], teacher: Counting, images: ImageFiles, tmp_path: Path
 ) -> None:
@@ -143,6 +161,6 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(
         free = 1000
 
     monkeypatch.setattr("methods.fsdino.teacher.shutil.disk_usage", lambda path: Usage)
-    with pytest.raises(UserError, match=r"6 images need 0.0 GB .*--?model.cache_dir|model.cache_dir"):
+    with pytest.raises(UserError, match=r"6 images need 0\.0 GB .* another model\.cache_dir"):
         compute()
     assert teacher.encoded == 0
