@@ -224,6 +224,13 @@ def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
+def test_a_character_may_be_cut_in_two_while_it_is_read() -> None:
+    said, heard = "Datensätze → größer\n" * 1000, list[str]()
+    launching._watch(io.BytesIO(said.encode()), [heard.append])
+    assert len(heard) > 1
+    assert "".join(heard) == said
+
+
 def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs the extra slurm: pip install 'fssbench[slurm]'")
     launcher = SubmititLauncher("local", 2, {"timeout_min": 2}, tmp_path / "jobs")
