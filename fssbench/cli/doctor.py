@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
-from fssbench.cli.doctor_data import Finding, data_folder, datasets
-from fssbench.files import sha256_file
+from fssbench.cli.doctor_data import Finding, datasets
+from fssbench.files import data_folder, sha256_file, weights_folder
 from fssbench.results.store import ResultStore
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/"
@@ -124,11 +124,6 @@ def devices() -> list[Finding]:
         then = "nothing, if the CPU is fast enough; else a CUDA build of torch and a driver (see https://pytorch.org)"
         found.append(Finding("missing", f"GPU ({reason})", then))
     return found
-
-
-def weights_folder() -> Path:
-    """Where weight files are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
 
 
 def weights() -> list[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fssbench.errors import UserError
+from fssbench.files import data_folder
 from fssbench.preparation import seal
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ class Finding(NamedTuple):
     state: str
     what: str
     then: str = ""
-
-
-def data_folder() -> Path:
-    """Where data sets are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_DATA", "data"))
 
 
 def datasets() -> list[Finding]:

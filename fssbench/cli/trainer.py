@@ -30,9 +30,10 @@ from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, u
 from fssbench.cli.selection import BestCheckpoint
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.compiled import CompileMode
-from fssbench.encoders.store import FeatureStore, StoredType, default_folder
+from fssbench.encoders.store import FeatureStore, StoredType
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
+from fssbench.files import features_folder
 from fssbench.method import FewShotMethod
 from fssbench.trainable import Trainable
 
@@ -181,7 +182,7 @@ class FssbenchCLI(LightningCLI):
         if isinstance(self.model, FewShotMethod):
             own = self._own(self.config_init)
             disk, dtype = own["feature_disk"], own["feature_dtype"]
-            store = FeatureStore(default_folder(), disk, dtype) if disk else None
+            store = FeatureStore(features_folder(), disk, dtype) if disk else None
             self.model.cache = FeatureCache(own["feature_cache"], store=store)
             self.model.compile_encoder = own["compile_encoder"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fssbench.errors import UserError
-from fssbench.files import written_whole
+from fssbench.files import weights_folder, written_whole
 
 HEADER_KEY = "fssbench_vit"
 """Key of the safetensors metadata that holds a `ViTHeader` as JSON."""
@@ -34,11 +33,6 @@ def find_weights(name: str | Path) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def weights_folder() -> Path:
-    """The folder where weight files are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
 
 
 def read_tensors(path: str | Path, hint: str = "") -> dict[str, Tensor]:
