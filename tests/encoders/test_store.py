@@ -69,6 +69,22 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     assert store.get("kind", image(1)) is not None
 
 
+def test_a_damaged_file_in_a_folder_that_may_only_be_read_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    path.write_bytes(b"")
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert store.get("kind", image(1)) is None
+    assert path.exists()
+
+
 def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = FeatureStore(tmp_path, 1)
     for number in (1, 2):
