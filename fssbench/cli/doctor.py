@@ -9,6 +9,7 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from shlex import quote
 
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
@@ -111,7 +112,7 @@ def devices() -> list[Finding]:
     except Exception as error:  # a broken installation raises anything: missing libraries, mixed versions
         reason = " ".join(str(error).split())
         return [Finding("wrong", f"torch cannot be imported: {reason}", "install torch again, see https://pytorch.org")]
-    found = [Finding("ok", f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    found = [Finding("ok", f"cpu: {os.cpu_count()} cores, of which torch uses {torch.get_num_threads()}")]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         found.append(Finding("ok", f"cuda:{number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
@@ -131,7 +132,7 @@ def weights() -> list[Finding]:
     found = []
     for name, url in WEIGHT_FILES.items():
         path = weights_folder() / name
-        download = f"curl -L --create-dirs -o {path} {url}"
+        download = f"curl -L --create-dirs -o {quote(str(path))} {url}"
         found.append(weight_file(path, download) if path.is_file() else Finding("missing", name, download))
     try:
         from fssbench.encoders.vit import hub_file

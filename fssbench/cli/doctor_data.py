@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from fssbench.errors import UserError
@@ -58,7 +59,7 @@ def datasets() -> list[Finding]:
 
 def prepared(name: str, recipe: Recipe, root: Path) -> list[Finding]:
     """What was signed off for a data set and whether it still holds; empty where nothing was."""
-    again = f"fssbench prepare {name} --root {root}"
+    again = f"fssbench prepare {name} --root {quote(str(root))}"
     try:
         seal.refuse_unfinished(root)
         statement = seal.read_prepared(root)

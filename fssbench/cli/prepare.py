@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fssbench.errors import UserError, nearest
@@ -122,7 +123,7 @@ def _check(name: str, recipe: Recipe, root: Path) -> int:
     seal.refuse_unfinished(root)
     prepared = seal.read_prepared(root)
     if prepared is None or prepared["dataset"] != name:
-        raise UserError(f"{root} was not prepared as {name}. Run `fssbench prepare {name} --root {root}`.")
+        raise UserError(f"{root} was not prepared as {name}. Run `fssbench prepare {name} --root {quote(str(root))}`.")
     report = recipe.check(root, prepared["training"], prepared["complete"])
     changed = seal.changes(prepared, name, report)
     if changed:
