@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fssbench.errors import UserError
+from tests.processes import python
 from tests.toy import Toy
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
 import json
@@ -58,10 +55,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if sys.platform != "linux":
         pytest.skip("ddp_fork needs fork")
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)}
-    command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-c", SCRIPT, folder=folder, HOME=str(folder))
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
