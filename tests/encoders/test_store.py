@@ -16,6 +16,7 @@ from fssbench.encoders.cache import ALL, FeatureCache
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.vit import ViTEncoder
 from fssbench.encoders.weights import tensors_sha256
+from tests.processes import PATIENCE, REPOSITORY
 
 
 def image(number: int) -> str:
@@ -118,8 +119,8 @@ def test_processes_write_at_once(tmp_path: Path) -> None:
         "for number in range(60): store.put('kind', image(number), features(number))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2]) for _ in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(3)]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0, 0]
     store = FeatureStore(tmp_path, 1)
     assert store.damaged() == []
     assert not list(tmp_path.glob("*/??/.*"))
