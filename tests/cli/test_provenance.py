@@ -14,7 +14,7 @@ from fssbench.results.record import Metadata
 @pytest.mark.parametrize(("number", "text"), [(1, "1 thread of "), (4, "4 threads of ")])
 def test_the_cores_that_are_used_are_counted(number: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: number)
-    assert device_name(torch.device("cpu")).partition(", ")[2].startswith(text)
+    assert device_name(torch.device("cpu")).rpartition(", ")[2].startswith(text)
 
 
 def test_what_no_author_has_said_is_unknown() -> None:
