@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from fssbench.cli import main
@@ -16,7 +15,6 @@ from fssbench.encoders.cache import ALL, FeatureCache
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.vit import ViTEncoder
 from fssbench.encoders.weights import tensors_sha256
-from tests.processes import PATIENCE, REPOSITORY
 
 
 def image(number: int) -> str:
@@ -112,15 +110,17 @@ def test_clear_removes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["notes.txt"]
 
 
+def _write_sixty(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # a forked process cannot use the thread pool of its parent
+    store = FeatureStore(folder, 30 * 1.3 / 2**20)
+    for number in range(60):
+        store.put("kind", image(number), features(number))
+
+
 def test_processes_write_at_once(tmp_path: Path) -> None:
-    program = (
-        "import sys; from tests.encoders.test_store import *\n"
-        "store = FeatureStore(sys.argv[1], 30 * 1.3 / 2**20)\n"
-        "for number in range(60): store.put('kind', image(number), features(number))\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(3)]
-    assert [process.wait(PATIENCE) for process in processes] == [0, 0, 0]
+    # a spawned process imports torch again, which takes many times longer than the test; Windows has no fork
+    method = "fork" if "fork" in mp.get_all_start_methods() else "spawn"
+    mp.start_processes(_write_sixty, args=(str(tmp_path),), nprocs=3, start_method=method)
     store = FeatureStore(tmp_path, 1)
     assert store.damaged() == []
     assert not list(tmp_path.glob("*/??/.*"))
