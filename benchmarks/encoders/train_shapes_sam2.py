@@ -179,8 +179,8 @@ def matching(
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
     p = logits.sigmoid()
     dice = 1 - (2 * (p * target).sum((2, 3)) + 1) / (p.sum((2, 3)) + target.sum((2, 3)) + 1)
-    found, wanted = logits > 0, target > 0.5
-    iou = (found & wanted).sum((2, 3)) / (found | wanted).sum((2, 3)).clamp(min=1)
+    claimed, wanted = logits > 0, target > 0.5
+    iou = (claimed & wanted).sum((2, 3)) / (claimed | wanted).sum((2, 3)).clamp(min=1)
     best = (5 * entropy + dice).min(1).values
     loss = (best * there).mean() + (quality - iou).abs().mean()
     loss = loss + F.binary_cross_entropy_with_logits(score[:, 0], there)
