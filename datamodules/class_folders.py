@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from datamodules.pairs import MaskFiles, count_pixels, listing, some
+from datamodules.pairs import MaskFiles, count_pixels, listing
 from datamodules.parallel import cores
 from fssbench.dataset import FewShotDataset, Split
-from fssbench.errors import UserError
+from fssbench.errors import UserError, some
 
 
 class ClassFoldersDataset(FewShotDataset):

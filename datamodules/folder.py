@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
-from datamodules.pairs import MaskFiles, count_pixels, listing, some
+from datamodules.pairs import MaskFiles, count_pixels, listing
 from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
-from fssbench.errors import UserError, nearest
+from fssbench.errors import UserError, nearest, some
 
 MaskLayout = Literal["auto", "binary", "index"]
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
-from datamodules.pairs import MaskFiles, count_pixels, listing, some
+from datamodules.pairs import MaskFiles, count_pixels, listing
 from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
-from fssbench.errors import UserError, nearest
+from fssbench.errors import UserError, nearest, some
 
 _TEST_LISTS = ("test.txt", "fss_test_set.txt")  # the second is the name of the official list
 

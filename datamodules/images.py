@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from datamodules.image_files import ImageFiles
 from datamodules.parallel import default_workers
 from datamodules.places import data_root
 from fssbench.errors import UserError
+from fssbench.files import sha256_text
 from fssbench.images import decode_image, resize_image
 from fssbench.protocols.sampler import ShardedEpisodeSampler
 from fssbench.unlabelled import ImageBatch, ImageCollection, Targets, join
@@ -65,7 +67,11 @@ class Images(LightningDataModule):
     @cached_property
     def images(self) -> ImageCollection:
         """All images below `root`."""
-        return ImageFiles(data_root(None, "images") if self.root is None else self.root)
+        return ImageFiles(self._root)
+
+    @property
+    def _root(self) -> str | Path:
+        return data_root(None, "images") if self.root is None else self.root
 
     @cached_property
     def splits(self) -> dict[str, list[int]]:
@@ -87,7 +93,7 @@ class Images(LightningDataModule):
         return {
             "dataset": "images",
             "images": len(self.splits["train"]),
-            "image_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            "image_names_sha256": sha256_text(names),
             "flip": self.flip,
             "interpolation": self.interpolation,
             "data_seed": self.seed,
@@ -114,7 +120,9 @@ class Images(LightningDataModule):
         assert trainer is not None, "the loaders' sizes come from the method that the trainer runs"
         method: Any = trainer.lightning_module
         if not rows:
-            raise UserError(f"None of the images below {self.root} for training could be read. Give another data.root.")
+            raise UserError(
+                f"None of the images below {self._root} for training could be read. Give another data.root."
+            )
         source = _Source(
             self.images, self.targets, rows, method.image_size, self.interpolation, self.seed, training, self.flip
         )

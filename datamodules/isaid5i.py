@@ -10,12 +10,11 @@ import numpy as np
 
 from datamodules.episodic import EpisodicDataModule
 from datamodules.folds import novel_classes
-from datamodules.pairs import some
 from datamodules.places import data_root
 from datamodules.published import FoldLists, find_lists
 from datamodules.voc_masks import VocIndex, load_voc_index, read_class_mask
 from fssbench.dataset import FewShotDataset, Split
-from fssbench.errors import UserError
+from fssbench.errors import UserError, some
 from fssbench.images import read_image
 from fssbench.protocols.profiles import ProtocolName
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +73,3 @@ def listing(folder: Path) -> list[Path]:
     """The image files of a folder that are not hidden, sorted by name as strings (10.jpg before 2.jpg)."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted((path for path in files if not path.name.startswith(".")), key=lambda path: path.name)
-
-
-def some(items: Iterable[object], limit: int = 5) -> str:
-    """The first few of many, for one line of text: `a, b, c and 7 more`."""
-    texts = [str(item) for item in items]
-    more = len(texts) - limit
-    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")

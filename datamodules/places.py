@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from fssbench.errors import UserError
+from fssbench.files import data_folder
 from fssbench.preparation.seal import refuse_unfinished
 
 
@@ -14,7 +14,7 @@ def data_root(root: str | None, name: str) -> Path:
 
     Raises `UserError` where it is missing, or half prepared.
     """
-    path = Path(root) if root is not None else Path(os.environ.get("FSSBENCH_DATA", "data")) / name
+    path = data_folder() / name if root is None else Path(root).expanduser()
     if not path.is_dir():
         raise UserError(
             f"The data folder {path} is missing. Give data.root (--data.root FOLDER), or set FSSBENCH_DATA to the folder "

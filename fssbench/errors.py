@@ -17,13 +17,25 @@ class TooFewImages(UserError):
     """The data give no episodes with as many supports as were asked for; with fewer they may."""
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is most like a misspelt one; None where none is close."""
+    return next(iter(difflib.get_close_matches(str(name), sorted(map(str, valid)), n=1, cutoff=0.6)), None)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: " Did you mean 'x'?", or the valid names where none is close."""
     valid = sorted(map(str, valid))
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    close = closest(name, valid)
     if close:
-        return f" Did you mean '{close[0]}'?"
+        return f" Did you mean '{close}'?"
     return f" Valid: {', '.join(valid)}." if valid else ""
+
+
+def some(items: Iterable[object], limit: int = 5) -> str:
+    """The first few of many, for one line of text: `a, b, c and 7 more`."""
+    texts = [str(item) for item in items]
+    more = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

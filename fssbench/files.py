@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the hashes that identify them."""
+"""Files written whole or not at all, the hashes that identify them, and the folders in which they are looked for."""
 
 from __future__ import annotations
 
@@ -66,11 +66,6 @@ def write_text_whole(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def cache_folder() -> Path:
-    """Where computed files are kept that can be made again: `FSSBENCH_CACHE`, or `~/.cache/fssbench`."""
-    return Path(os.environ.get("FSSBENCH_CACHE") or Path.home() / ".cache" / "fssbench").expanduser()
-
-
 def sha256_file(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
@@ -80,3 +75,28 @@ def sha256_file(path: str | Path) -> str:
 def sha256_text(text: str) -> str:
     """SHA-256 (hex) of the UTF-8 bytes of `text`."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where computed files are kept that can be made again: `FSSBENCH_CACHE`, else `~/.cache/fssbench`."""
+    return _folder("FSSBENCH_CACHE", Path("~/.cache/fssbench"))
+
+
+def features_folder() -> Path:
+    """Where frozen features are kept (`--feature_disk`): `FSSBENCH_FEATURES`, else `features` in the cache."""
+    return _folder("FSSBENCH_FEATURES", cache_folder() / "features")
+
+
+def weights_folder() -> Path:
+    """Where weight files are looked for by name: `FSSBENCH_WEIGHTS`, else `~/.cache/fssbench/weights`."""
+    return _folder("FSSBENCH_WEIGHTS", Path("~/.cache/fssbench/weights"))
+
+
+def data_folder() -> Path:
+    """Where data sets are looked for by name: `FSSBENCH_DATA`, else `data` where you are."""
+    return _folder("FSSBENCH_DATA", Path("data"))
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """The folder that an environment variable names; one that is set to nothing counts as not set."""
+    return Path(os.environ.get(variable) or default).expanduser()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -64,7 +64,7 @@ class FewShotMethod(Trainable):
         self.compile_encoder: CompileMode = "no"
         """How torch.compile makes `encode` faster, from the next `setup` on."""
         self._compiled: CompiledEncoder | None = None
-        self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Any]] = []
+        self._pending: list[tuple[EpisodeRef, Tensor, dict[Square, Tensor], Callable[[], float]]] = []
         self._ahead: EncodeAhead | None = None
 
     # -- what a method is -----------------------------------------------------------------------------------------

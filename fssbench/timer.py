@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -19,14 +19,14 @@ class Timer:
         else:
             self._began = time.perf_counter()
 
-    def stop(self) -> Any:
+    def stop(self) -> Callable[[], float]:
         """A function that gives the seconds from construction until now."""
         if self._cuda:
             self._end.record()
 
             def seconds() -> float:
                 self._end.synchronize()
-                return self._start.elapsed_time(self._end) / 1000
+                return float(self._start.elapsed_time(self._end)) / 1000
 
             return seconds
         passed = time.perf_counter() - self._began

@@ -25,9 +25,10 @@ import datamodules
 import methods
 from fssbench.cli import VERBS, main
 from fssbench.cli.configs import first_comment, known_configs
-from fssbench.cli.grid import cell_arguments, config_names, option, split_grid
-from fssbench.cli.trainer import number_of_folds
+from fssbench.cli.grid import cell_arguments, config_names, option, take_axes
+from fssbench.cli.running import number_of_folds
 from fssbench.protocols.manifest import load_manifest
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -81,8 +82,8 @@ def test_every_run_in_the_docs_is_a_valid_configuration(
     if page in EXAMPLES:
         write_example(tmp_path, page)
         monkeypatch.syspath_prepend(tmp_path)
-    rest, folds, shots = split_grid(words[1:])
-    arguments = cell_arguments(rest, "0" if folds else None, "1" if shots else None)
+    rest, axes = take_axes(words[1:])
+    arguments = cell_arguments(rest, {"fold": "0" if axes.folds else None, "shot": "1" if axes.shots else None})
     assert number_of_folds(arguments) >= 1  # checks the whole configuration on the way
     checkpoint = option(rest, "--ckpt_path")
     if checkpoint:  # where the fit of the same configs leaves it
@@ -189,9 +190,7 @@ def test_the_example_method_leaves_a_record(tmp_path: Path) -> None:
     write_example(tmp_path)
     words = shlex.split(marked("CONTRIBUTING.md", "command").replace("\\\n", " "))
     assert words[0] == "fssbench"
-    command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(ROOT), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    python("-m", *words, folder=tmp_path)
     (path,) = (tmp_path / "results").rglob("fold0_shot1_seed0.json")
     record = json.loads(path.read_text())
     assert record["key"]["method"] == "nearest"

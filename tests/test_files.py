@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from fssbench.errors import UserError, nearest
-from fssbench.files import sha256_file, sha256_text, write_text_whole, written_whole
+from fssbench.files import (
+    cache_folder,
+    data_folder,
+    features_folder,
+    sha256_file,
+    sha256_text,
+    weights_folder,
+    write_text_whole,
+    written_whole,
+)
 
 
 def test_text_is_written_and_hashed(tmp_path: Path) -> None:
@@ -53,3 +62,25 @@ def test_hints_name_the_nearest_or_all() -> None:
     assert nearest("prototyp", ["prototype", "fsdino"]) == " Did you mean 'prototype'?"
     assert nearest("xyz", ["b", "a"]) == " Valid: a, b."
     assert nearest("xyz", []) == ""
+
+
+def test_each_folder_is_the_variables_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {"CACHE": cache_folder, "FEATURES": features_folder, "WEIGHTS": weights_folder, "DATA": data_folder}
+    home = Path.home()
+    defaults = [
+        home / ".cache/fssbench",
+        home / ".cache/fssbench/features",
+        home / ".cache/fssbench/weights",
+        Path("data"),
+    ]
+    for value in (None, ""):
+        for name in folders:
+            monkeypatch.delenv(f"FSSBENCH_{name}", raising=False)
+            if value is not None:
+                monkeypatch.setenv(f"FSSBENCH_{name}", value)
+        assert [folder() for folder in folders.values()] == defaults
+    for name, folder in folders.items():
+        monkeypatch.setenv(f"FSSBENCH_{name}", f"~/of {name}")
+        assert folder() == home / f"of {name}"
+    monkeypatch.delenv("FSSBENCH_FEATURES")
+    assert features_folder() == home / "of CACHE" / "features"

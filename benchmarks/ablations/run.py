@@ -5,7 +5,7 @@
     python benchmarks/ablations/run.py benchmarks/ablations/sam2fss.yaml --out ablations/untrained --model.trainable none
 
 The suite is that of `fssbench test --suite` (docs/board.md): rows with their options, folds, shots and seeds; a row is
-compared with the row that `--against` names. Every row is trained on one shot and tested on all; the seed is that of the
+compared with the row that `--against` names. The options of all rows are checked before the first one runs. Every row is trained on one shot and tested on all; the seed is that of the
 weights and of the training episodes, while the test episodes are the same for all rows and seeds. All runs share one
 process, which saves their start, and one at a time uses the machine. What was finished is kept, so that the same command
 goes on after an interruption, or with further seeds (`--seeds 0 1 2`). Other options go to every run.
@@ -26,13 +26,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fssbench.cli.configs import find_config, read_config
-from fssbench.cli.suite import MethodWords, read_suite
-from fssbench.cli.trainer import TERMINATED, number_of_folds, run_once
+from jsonargparse import Namespace
+
+from fssbench.cli.running import TERMINATED, checked_config, number_of_folds, run_once
+from fssbench.cli.suite import read_suite
 from fssbench.errors import UserError
 from fssbench.files import write_text_whole
 from fssbench.results.store import ResultStore
@@ -62,21 +62,12 @@ def commands(cell: Cell, words: Sequence[str], shots: Sequence[str], out: Path) 
         yield "test", [*common, "--data.shot", shot]
 
 
-def is_trained(words: MethodWords) -> bool:
-    """Whether the method of a row's configs is trained at all."""
-    files = [word for flag, word in zip(words.before[::2], words.before[1::2], strict=True) if flag == "--config"]
-    contents = [read_config(find_config(file)) for file in files]
-    path = next((c["model"]["class_path"] for c in reversed(contents) if "model" in c), None)
-    if path is None:
-        raise UserError(f"None of the configs {', '.join(files)} names a model. Give each row `config: FILE`.")
-    package, _, name = path.rpartition(".")
-    return bool(getattr(import_module(package), name).needs_checkpoint)
-
-
-def _says_none(words: Sequence[str]) -> bool:
-    """Whether a row's options switch training off."""
-    chosen = [value for flag, value in pairwise(words) if flag == "--model.trainable"]
-    return chosen[-1:] == ["none"]
+def is_trained(config: Namespace) -> bool:
+    """Whether there is anything to train in a row's configuration: not in a training-free method, nor in one that is told
+    so by `trainable: none`."""
+    package, _, name = config.model.class_path.rpartition(".")
+    method = getattr(import_module(package), name)
+    return bool(method.needs_checkpoint) and config.model.init_args.get("trainable") != "none"
 
 
 def scores_in(out: Path) -> Scores:
@@ -151,9 +142,11 @@ def main() -> int:
     folds, shots, seeds = (getattr(options, axis) or axes.get(axis, ["0"]) for axis in ("folds", "shots", "seeds"))
     if folds == ["all"]:
         folds = [str(fold) for fold in range(number_of_folds(next(iter(words.values()))))]
-    trained = {row: is_trained(own) and not _says_none(words[row]) for row, own in rows.items()}
-    cells = [Cell(row, fold, seed, trained[row]) for seed in seeds for fold in folds for row in rows]
-    failed = [] if options.table else _run_all(cells, words, shots, options.out)
+    failed = []
+    if not options.table:
+        trained = {row: is_trained(checked_config(of_row)) for row, of_row in words.items()}
+        cells = [Cell(row, fold, seed, trained[row]) for seed in seeds for fold in folds for row in rows]
+        failed = _run_all(cells, words, shots, options.out)
     text = table(scores_in(options.out), list(methods), [int(shot) for shot in shots], against)
     write_text_whole(options.out / "table.md", text)
     print(text)

@@ -13,57 +13,44 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from local_start import start_local
+from other_world import shape_facts, texture_facts
+from session import Say, new_parser, session
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
-
-from other_world import MOST_ALIKE, other_world, shape_facts, texture_facts  # noqa: E402
-
-from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay_out  # noqa: E402
-from fssbench.encoders.weights import save_vit  # noqa: E402
-from fssbench.images import resize_image  # noqa: E402
+import fssbench
+from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay_out
+from fssbench.encoders.weights import save_vit
+from fssbench.images import resize_image
 
 VIT: dict[str, Any] = {"img_size": 112, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 GRID = VIT["img_size"] // VIT["patch_size"]
 FACTS = 24
 """Numbers that say how alike two shapes are, and as many for two textures."""
+HELD_OUT = 128
+"""Pictures that are never trained on."""
 
 
 def main() -> None:
     """Train, write the weights, and write the log."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    with open(options.log, "w", encoding="utf-8") as log:
-
-        def say(text: str) -> None:
-            print(text, flush=True)
-            print(text, file=log, flush=True)
-
-        say(f"options {vars(options) | {'log': options.log.name, 'output': options.output.name}}")
-        world, likeness = other_world(options.seed, options.shapes, options.textures)
-        say(f"{options.shapes} shapes, {options.textures} textures")
-        say(f"most alike to the benchmark's: {likeness}; limit {MOST_ALIKE}")
+    with session(options) as (say, world):
         start = time.perf_counter()
         images, labels = pictures(world, options.images, options.seed)
         say(f"{len(images)} pictures in {time.perf_counter() - start:.0f} s")
         facts = shape_facts(world.shapes, FACTS), texture_facts(world.textures, FACTS)
         model = train(images, labels, tuple(map(torch.from_numpy, facts)), options, say)
         save(model, options.output)
-        say(f"wrote {options.output.name}, {options.output.stat().st_size / 1e6:.2f} MB")
 
 
 def pictures(world: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -100,11 +87,11 @@ class Heads(nn.Module):
 
 
 def train(
-    images: Tensor, labels: Tensor, facts: tuple[Tensor, ...], options: argparse.Namespace, say: Callable[[str], None]
+    images: Tensor, labels: Tensor, facts: tuple[Tensor, ...], options: argparse.Namespace, say: Say
 ) -> VisionTransformer:
     """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine."""
     model = VisionTransformer(**VIT, num_classes=0)
-    start_local(model, images[:500])
+    start_local(model, images[:500], MEAN, STD)
     heads = Heads(VIT["embed_dim"], *map(len, facts))
     modules = nn.ModuleList([model, heads])
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.lr, weight_decay=0.02, betas=(0.9, 0.98))
@@ -141,9 +128,6 @@ def train(
         _, right = objective(tokens, early, labels[:HELD_OUT].long(), heads, facts)
     say(f"{step} steps; patches of held-out pictures named right: shape {right[0]:.3f}, texture {right[1]:.3f}")
     return model
-
-
-HELD_OUT = 128
 
 
 def objective(
@@ -224,79 +208,19 @@ def augmented(images: Tensor, labels: Tensor, batch_size: int, seed: int) -> Ite
             yield (1 - picture if negative else picture), labels[rows].long()
 
 
-def start_local(model: VisionTransformer, images: Tensor) -> None:
-    """Begin as a network that looks at neighbouring patches, instead of spending a short training on finding them.
-
-    The last `head` channels hold sine-cosine positions, the others the whitened principal components of a patch. Queries
-    and keys read the positions alone, and every head looks at one place beside its own: one patch away in blocks 1 and
-    2, two in 3 and 4, then three and the whole neighbourhood. A convolution-like start in the spirit of Zheng et al.,
-    "Structured Initialization for Attention in Vision Transformers" (2024).
-    """
-    width, heads = VIT["embed_dim"], VIT["num_heads"]
-    head = width // heads
-    omega = 0.85 * math.pi * torch.arange(1, head // 4 + 1) / (head // 4)  # head // 4 frequencies per axis
-    angle = torch.arange(GRID)[:, None] * omega
-    waves = torch.stack([angle.cos(), angle.sin()], 2).flatten(1) * 3 * math.sqrt(2)  # (GRID, head / 2)
-    steps = ((1, 0), (-1, 0), (0, 1), (0, -1)), ((1, 1), (1, -1), (-1, 1), (-1, -1))
-    with torch.no_grad():
-        model.cls_token.zero_()
-        model.norm.weight[-head:] = 0.0  # positions say nothing about classes
-        model.pos_embed.zero_()
-        model.pos_embed[0, 1:, -head:] = torch.cat(
-            [waves[:, None].expand(-1, GRID, -1), waves[None].expand(GRID, -1, -1)], 2
-        ).flatten(0, 1)
-        for number, block in enumerate(model.blocks):
-            weight, far = block.attn.qkv.weight, (1, 1, 2, 2, 3, 2)[number]
-            nn.init.normal_(weight, std=0.004)
-            nn.init.normal_(weight[2 * width :], std=width**-0.5)
-            nn.init.normal_(block.attn.proj.weight, std=0.3 * width**-0.5)
-            for h, (down, right) in enumerate(steps[number % 2][:heads]):
-                turn = torch.block_diag(*(_turn(float(w) * far * d) for d in (down, right) for w in omega))
-                weight[h * head : (h + 1) * head, -head:] += torch.eye(head) * SHARPNESS
-                weight[width + h * head : width + (h + 1) * head, -head:] += turn * SHARPNESS
-        model.patch_embed.proj.weight.zero_()
-        model.patch_embed.proj.bias.zero_()
-        white, bias = whitening(images, width - head)
-        model.patch_embed.proj.weight[:-head], model.patch_embed.proj.bias[:-head] = white, bias
-
-
-SHARPNESS = 0.6
-"""Square root of the factor on queries times keys at the start."""
-
-
-def _turn(angle: float) -> Tensor:
-    c, s = math.cos(angle), math.sin(angle)
-    return torch.tensor([[c, s], [-s, c]])
-
-
-def whitening(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Weight (count, 3, p, p) and bias that give the leading principal components of patches unit variance."""
-    x = (images.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    size = VIT["patch_size"]
-    patches = F.unfold(x, size, stride=size).transpose(1, 2).flatten(0, 1)
-    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
-    white = vectors.flip(1).T[:count] / (values.flip(0)[:count, None] + 0.01).sqrt()
-    return white.unflatten(1, (3, size, size)), -white @ patches.mean(0)
-
-
 def save(model: VisionTransformer, path: Path) -> None:
     """Write the network without heads, as float16."""
     save_vit(path, copy.deepcopy(model).half(), {**VIT, "num_classes": 0}, MEAN, STD)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", type=int, default=64)
-    parser.add_argument("--textures", type=int, default=64)
+    output = Path(fssbench.__file__).parent / "assets" / "shapes_vit.safetensors"
+    parser = new_parser(__doc__.partition("\n")[0], 64, output, Path(__file__).with_name("shapes_encoder.log"))
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--minutes", type=float, default=25, help="of training")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--whole_pictures", type=float, default=0.2, help="last part of the training without windows")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "fssbench/assets/shapes_vit.safetensors")
-    parser.add_argument("--log", type=Path, default=Path(__file__).with_name("shapes_encoder.log"))
     return parser.parse_args()
 
 

@@ -17,45 +17,31 @@ The checkpoint has SAM's names, so the code that reads the official files reads 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sam_prompts import Prompts, corrected, first_prompts, some_object
 from segment_anything.modeling import PromptEncoder, Sam, TwoWayTransformer
+from session import Say, new_parser, session
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
-
-from other_world import other_world  # noqa: E402
-
-from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay_out  # noqa: E402
-from fssbench.encoders.sam import MEAN, STD, SamShape  # noqa: E402
-from fssbench.files import written_whole  # noqa: E402
-from fssbench.images import resize_image, resize_mask  # noqa: E402
-from methods.fsdino.decoder import BatchedMaskDecoder  # noqa: E402
+from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay_out
+from fssbench.encoders.sam import MEAN, STD, SamShape
+from fssbench.files import written_whole
+from fssbench.images import resize_image, resize_mask
+from methods.fsdino.decoder import BatchedMaskDecoder
 
 SIDE, PATCH, CHANNELS = 112, 8, 256
 GRID = SIDE // PATCH
 HELD_OUT = 200
 LEAST = 60
 """Visible pixels (of 112 x 112) that an object must have to be prompted."""
-
-
-class Prompts(NamedTuple):
-    """One prompt per picture: points (B, P, 2) as (x, y) pixels with labels (B, P) 1, 0 or -1 (none), boxes as two points
-    with labels 2 and 3, and a mask (B, 1, 4g, 4g) of logits or None. SAM encodes boxes as such points, too."""
-
-    points: Tensor
-    labels: Tensor
-    mask: Tensor | None = None
 
 
 def new_sam(width: int, depth: int, heads: int) -> Sam:
@@ -70,12 +56,12 @@ def new_sam(width: int, depth: int, heads: int) -> Sam:
     )
     assert sam.image_encoder.pos_embed is not None
     torch.nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    start_local(transformer)
+    look_at_each_other(transformer)
     return sam
 
 
 @torch.no_grad()
-def start_local(transformer: TwoWayTransformer) -> None:
+def look_at_each_other(transformer: TwoWayTransformer) -> None:
     """Let prompts and the places they name look at each other from the start, which a short training would not find.
 
     Queries and keys of every cross-attention begin with the same projection, so that their product is large where two
@@ -112,54 +98,6 @@ def pictures(world: World, count: int, seed: int, folder: Path | None = None) ->
         layers[index] = torch.from_numpy(np.where(areas[layer] >= LEAST, layer, 0).astype(np.uint8))
     seen = (layers > 0).flatten(1).any(1)
     return images[seen], layers[seen]
-
-
-# -- prompts ----------------------------------------------------------------------------------------------------------
-
-
-def some_object(layers: Tensor, generator: torch.Generator) -> Tensor:
-    """The mask (B, H, W) bool of one object per layer, each object as likely as another."""
-    numbers = torch.arange(1, 16)
-    there = (layers[:, None] == numbers[None, :, None, None]).flatten(2).any(2)
-    chosen = numbers[torch.multinomial(there.float(), 1, generator=generator)[:, 0]]
-    return layers == chosen[:, None, None]
-
-
-def some_pixel(where: Tensor, generator: torch.Generator) -> Tensor:
-    """(x, y) in pixels (B, 2) of one pixel of each mask (B, H, W), uniformly; anywhere where it is empty."""
-    weight = where.flatten(1).float().cpu() + 1e-9
-    index = torch.multinomial(weight, 1, generator=generator)[:, 0]
-    return torch.stack([index % where.shape[2], index // where.shape[2]], 1).float()
-
-
-def first_prompts(masks: Tensor, generator: torch.Generator, boxes: bool | None = None) -> Prompts:
-    """A point inside, or the bounding box with each side moved by up to 5 pixels; half of each where not said."""
-    count = len(masks)
-    point = some_pixel(masks, generator)
-    rows, columns = masks.any(2).float(), masks.any(1).float()
-
-    def ends(line: Tensor) -> tuple[Tensor, Tensor]:
-        return line.argmax(1).float(), line.shape[1] - line.flip(1).argmax(1).float()
-
-    (top, bottom), (left, right) = ends(rows), ends(columns)
-    corners = torch.stack([left, top, right, bottom], 1)
-    if boxes is None:
-        corners = corners + 10 * torch.rand(count, 4, generator=generator) - 5
-    as_box = torch.rand(count, generator=generator) < 0.5 if boxes is None else torch.full((count,), boxes)
-    as_point = torch.stack([point, torch.zeros_like(point)], 1)  # the second is no point
-    points = torch.where(as_box[:, None, None], corners.clamp(0, SIDE).unflatten(1, (2, 2)), as_point)
-    labels = torch.where(as_box[:, None], torch.tensor([2, 3]), torch.tensor([1, -1]))
-    return Prompts(points, labels)
-
-
-def corrected(prompts: Prompts, logits: Tensor, masks: Tensor, generator: torch.Generator) -> Prompts:
-    """The same prompts with the predicted mask (B, 4g, 4g) and a point where it is wrong (`masks` of its size)."""
-    wrong = (logits > 0).cpu() != masks
-    point = some_pixel(wrong, generator)
-    label = masks[torch.arange(len(masks)), point[:, 1].long(), point[:, 0].long()].long()
-    scale = SIDE / masks.shape[-1]
-    points = torch.cat([prompts.points, (point * scale)[:, None]], 1)
-    return Prompts(points, torch.cat([prompts.labels, label[:, None]], 1), logits.detach()[:, None])
 
 
 # -- training -----------------------------------------------------------------------------------------------------------
@@ -208,7 +146,7 @@ def augmented(images: Tensor, layers: Tensor, size: int, generator: torch.Genera
             yield (picture.flip(3), layers[rows].flip(2)) if mirrored else (picture, layers[rows])
 
 
-def train(sam: Sam, images: Tensor, layers: Tensor, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+def train(sam: Sam, images: Tensor, layers: Tensor, options: argparse.Namespace, say: Say) -> None:
     """Train for `options.steps`, or for `options.minutes`: then the rate follows the clock, so that it ends in time on a
     slow or busy machine."""
     sam.to(options.device).train()
@@ -231,7 +169,7 @@ def train(sam: Sam, images: Tensor, layers: Tensor, options: argparse.Namespace,
         prompts = first_prompts(whole, generator)
         logits, quality = decode(sam, embedding, prompts)
         loss = objective(logits, quality, target)
-        again = corrected(prompts, logits[:, 0], masks, generator)
+        again = corrected(prompts, logits[:, 0], masks, SIDE, generator)
         loss = loss + objective(*decode(sam, embedding, again), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -277,32 +215,17 @@ def save(sam: Sam, path: Path) -> None:
 def main() -> None:
     """Train, and write weights and log."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    with open(options.log, "w", encoding="utf-8") as log:
-
-        def say(text: str) -> None:
-            print(text, flush=True)
-            print(text, file=log, flush=True)
-
-        shown = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
-        say(f"options {shown}")
-        world, likeness = other_world(options.seed, options.shapes, options.textures)
-        say(f"most alike to the benchmark's: {likeness}")
+    with session(options) as (say, world):
         images, layers = pictures(world, options.images, options.seed, options.pictures)
         sam = new_sam(options.width, options.depth, options.heads)
         sizes = {n: sum(p.numel() for p in part.parameters()) for n, part in sam.named_children()}
         say(f"{len(images)} pictures; parameters {sizes}")
         train(sam, images, layers, options, say)
         save(sam, options.output)
-        say(f"wrote {options.output.name}, {options.output.stat().st_size / 1e6:.1f} MB")
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", type=int, default=64)
-    parser.add_argument("--textures", type=int, default=64)
+    parser = new_parser(__doc__.partition("\n")[0], 64, Path("shapes_sam.pth"), Path("shapes_sam.log"))
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--pictures", type=Path, help="also write the pictures into this folder, to distil from")
     parser.add_argument("--minutes", type=float, default=30, help="of training, after the pictures are made")
@@ -313,10 +236,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--every", type=int, default=100, help="steps between lines of the log")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("shapes_sam.pth"))
-    parser.add_argument("--log", type=Path, default=Path("shapes_sam.log"))
     return parser.parse_args()
 
 

@@ -13,55 +13,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sam2_views import Pictures, pictures, some_views, spoilt, video
+from session import Say, new_parser, session
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
-
-from other_world import MOST_ALIKE, other_world  # noqa: E402
-
-from datamodules.shapes_render import Draw, World, draw_layer, draw_picture, lay_out  # noqa: E402
-from fssbench.encoders.sam2 import build_sam2  # noqa: E402
-from fssbench.files import written_whole  # noqa: E402
-from fssbench.images import read_image, read_index_mask, resize_image, resize_mask  # noqa: E402
-from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2, Features, MemoryFrame  # noqa: E402
-from methods.sam2fss.module import TARGETS  # noqa: E402
+from fssbench.encoders.sam2 import build_sam2
+from fssbench.files import written_whole
+from methods.sam2fss.episode_sam2 import LEVELS, EpisodeSAM2, Features, MemoryFrame
+from methods.sam2fss.module import TARGETS
 
 CONFIG = Path(__file__).with_name("shapes_sam2.yaml")
 HELD_OUT = 4
 """Pictures of each kind of object that is never trained on."""
 VIEWS = 4
 """Pictures of one kind in a step."""
-
-
-class Pictures(NamedTuple):
-    """Images (M, 3, S, S) uint8, their masks (M, S, S) uint8 {0, 1}, and which of them show the same kind of object.
-
-    kinds   (M, 2) shape and texture; -1 where there is no such name
-    groups  rows of M that show the same, each two or more
-    """
-
-    images: Tensor
-    masks: Tensor
-    kinds: Tensor
-    groups: list[Tensor]
-
-
-class Views(NamedTuple):
-    """G groups of V views of the same kind of object: images (G, V, 3, S, S), masks (G, V, S, S), kinds (G, V, 2)."""
-
-    images: Tensor
-    masks: Tensor
-    kinds: Tensor
 
 
 class Likeness(nn.Module):
@@ -112,18 +83,7 @@ def pooled(tokens: Tensor, covered: Tensor) -> Tensor:
 def main() -> None:
     """Train, write the weights, and write the log."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    with open(options.log, "w", encoding="utf-8") as log:
-
-        def say(text: str) -> None:
-            print(text, flush=True)
-            print(text, file=log, flush=True)
-
-        names = {name: getattr(value, "name", value) for name, value in vars(options).items()}
-        say(f"options {names}")
-        world, likeness = other_world(options.seed, options.shapes, options.textures)
-        say(f"most alike to the benchmark's: {likeness}; limit {MOST_ALIKE}")
+    with session(options) as (say, world):
         began = time.perf_counter()
         held = len(world.classes) // 8
         shown = pictures(world, world.classes[held:], options.pictures, options.side, options.seed)
@@ -136,72 +96,6 @@ def main() -> None:
         sam2 = EpisodeSAM2(model)
         lessons = Lessons(model.hidden_dim, options.shapes, options.textures)
         train(sam2, lessons, shown, unseen, film, options, say)
-        say(f"wrote {options.output.name}, {options.output.stat().st_size / 1e6:.2f} MB")
-
-
-# -- views ----------------------------------------------------------------------------------------------------------
-
-
-def pictures(world: World, kinds: Sequence[tuple[int, int]], each: int, side: int, seed: int) -> Pictures:
-    """`each` generated pictures with an object of every kind."""
-    count = len(kinds) * each
-    images = torch.empty(count, 3, side, side, dtype=torch.uint8)
-    masks = torch.empty(count, side, side, dtype=torch.uint8)
-    for index in range(count):
-        kind, draw = kinds[index // each], Draw(seed, 3, index, 0)
-        layout = lay_out(world, kind, draw)
-        of_kind = np.array([0, *((piece.shape, piece.texture) == kind for piece in layout.pieces)], np.uint8)
-        images[index] = torch.from_numpy(resize_image(draw_picture(world, layout, draw), side)).permute(2, 0, 1)
-        masks[index] = torch.from_numpy(resize_mask(of_kind[draw_layer(world, layout)], side))
-    return Pictures(
-        images, masks, torch.tensor(kinds).repeat_interleave(each, 0), list(torch.arange(count).split(each))
-    )
-
-
-def video(root: Path, side: int) -> Pictures:
-    """The frames of a folder in DAVIS' layout, the objects of a sequence as one; its sequences are the groups."""
-    images, masks, groups = [], [], []
-    for folder in sorted((root / "JPEGImages" / "480p").iterdir()):
-        start = len(images)
-        for frame in sorted(folder.glob("*.jpg")):
-            label = read_index_mask(root / "Annotations" / "480p" / folder.name / f"{frame.stem}.png")
-            images.append(torch.from_numpy(resize_image(read_image(frame), side)).permute(2, 0, 1))
-            masks.append(torch.from_numpy((resize_mask(label, side) > 0).astype(np.uint8)))
-        groups.append(torch.arange(start, len(images)))
-    return Pictures(torch.stack(images), torch.stack(masks), torch.full((len(images), 2), -1), groups)
-
-
-def some_views(pictures: Pictures, count: int, views: int) -> Views:
-    """`views` pictures of each of `count` groups, one of them another one moved, mirrored and recoloured."""
-    chosen = torch.randint(len(pictures.groups), (count,)).tolist()
-    rows = torch.stack([g[torch.randint(len(g), (views,))] for g in (pictures.groups[i] for i in chosen)])
-    images, masks = pictures.images[rows].clone(), pictures.masks[rows].clone()
-    images[:, -1], masks[:, -1] = moved(images[:, 0], masks[:, 0])
-    return Views(images, masks, pictures.kinds[rows])
-
-
-def moved(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (M, 3, S, S) and masks (M, S, S) turned, scaled, shifted, mirrored, the colour channels in another order."""
-    size = len(images)
-    turn, scale = (torch.rand(size) - 0.5) * 1.2, torch.empty(size).uniform_(0.7, 1.4)
-    mirror = torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
-    linear = torch.stack([turn.cos() * mirror, -turn.sin(), turn.sin() * mirror, turn.cos()], 1).view(size, 2, 2)
-    matrix = torch.cat([linear * scale[:, None, None], (torch.rand(size, 2, 1) - 0.5) * 0.6], 2)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    other = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
-    cover = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    return other[:, torch.randperm(3)].round().to(torch.uint8), cover[:, 0].to(torch.uint8)
-
-
-def spoilt(masks: Tensor) -> Tensor:
-    """Masks (B, 1, S, S) in [0, 1] as a pseudo prompt might be: parts missing, blobs added, edges soft."""
-    size, side = len(masks), masks.shape[-1]
-
-    def clouds() -> Tensor:
-        return F.interpolate(torch.rand(size, 1, 5, 5), (side, side), mode="bicubic", align_corners=False)
-
-    kept = masks * ((clouds() - 0.35) * 12).sigmoid()
-    return torch.maximum(kept, ((clouds() - 0.85) * 12).sigmoid())
 
 
 # -- training -------------------------------------------------------------------------------------------------------
@@ -214,7 +108,7 @@ def train(
     unseen: Pictures,
     film: Pictures | None,
     options: argparse.Namespace,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Train for `options.minutes`; the rate follows the clock, so that it ends in time on a slow or busy machine.
 
@@ -285,8 +179,8 @@ def matching(
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
     p = logits.sigmoid()
     dice = 1 - (2 * (p * target).sum((2, 3)) + 1) / (p.sum((2, 3)) + target.sum((2, 3)) + 1)
-    found, wanted = logits > 0, target > 0.5
-    iou = (found & wanted).sum((2, 3)) / (found | wanted).sum((2, 3)).clamp(min=1)
+    claimed, wanted = logits > 0, target > 0.5
+    iou = (claimed & wanted).sum((2, 3)) / (claimed | wanted).sum((2, 3)).clamp(min=1)
     best = (5 * entropy + dice).min(1).values
     loss = (best * there).mean() + (quality - iou).abs().mean()
     loss = loss + F.binary_cross_entropy_with_logits(score[:, 0], there)
@@ -314,10 +208,7 @@ def save(sam2: EpisodeSAM2, path: Path) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shapes", type=int, default=16)
-    parser.add_argument("--textures", type=int, default=16)
+    parser = new_parser(__doc__, 16, Path("shapes_sam2.pt"), Path("shapes_sam2.log"))
     parser.add_argument("--pictures", type=int, default=20, help="of each kind of object")
     parser.add_argument("--video", type=Path, default=None, help="folder in DAVIS' layout")
     parser.add_argument("--side", type=int, default=128, help="of the pictures, in pixels")
@@ -327,9 +218,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--report", type=int, default=100, help="steps between two lines of the log")
     parser.add_argument("--start", type=Path, default=None, help="go on from these weights instead of random ones")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("shapes_sam2.pt"))
-    parser.add_argument("--log", type=Path, default=Path("shapes_sam2.log"))
     return parser.parse_args()
 
 

@@ -6,7 +6,8 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from fssbench.encoders.store import FeatureStore, default_folder
+from fssbench.encoders.store import FeatureStore
+from fssbench.files import features_folder
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -18,7 +19,7 @@ def run(verb: str, arguments: list[str]) -> int:
         "--folder", type=Path, default=None, help="default: FSSBENCH_FEATURES, else in ~/.cache/fssbench"
     )
     options = parser.parse_args(arguments)
-    store = FeatureStore(options.folder or default_folder(), 0)
+    store = FeatureStore(options.folder or features_folder(), 0)
     return {"info": _info, "verify": _verify, "clear": _clear}[options.action](store)
 
 

@@ -56,7 +56,7 @@ def run(verb: str, arguments: list[str]) -> int:
 
 
 def _quietly(verb: str, arguments: list[str]) -> int:
-    from fssbench.cli.trainer import run_once
+    from fssbench.cli.running import run_once
 
     return run_once(verb, arguments)
 

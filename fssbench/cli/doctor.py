@@ -9,11 +9,12 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from shlex import quote
 
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
-from fssbench.cli.doctor_data import Finding, data_folder, datasets
-from fssbench.files import sha256_file
+from fssbench.cli.doctor_data import Finding, datasets
+from fssbench.files import data_folder, sha256_file, weights_folder
 from fssbench.results.store import ResultStore
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/"
@@ -118,7 +119,7 @@ def devices() -> list[Finding]:
     except Exception as error:  # a broken installation raises anything: missing libraries, mixed versions
         reason = " ".join(str(error).split())
         return [Finding("wrong", f"torch cannot be imported: {reason}", "install torch again, see https://pytorch.org")]
-    found = [Finding("ok", f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    found = [Finding("ok", f"cpu: {os.cpu_count()} cores, of which torch uses {torch.get_num_threads()}")]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         found.append(Finding("ok", f"cuda:{number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
@@ -133,17 +134,12 @@ def devices() -> list[Finding]:
     return found
 
 
-def weights_folder() -> Path:
-    """Where weight files are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
-
-
 def weights() -> list[Finding]:
     """Known weight files, and what timm has downloaded; other sizes than the shipped configs take are one line."""
     found = []
     for name, url in WEIGHT_FILES.items():
         path = weights_folder() / name
-        download = f"curl -L --create-dirs -o {path} {url}"
+        download = f"curl -L --create-dirs -o {quote(str(path))} {url}"
         if path.is_file():
             found.append(weight_file(path, download))
         elif name in DEFAULTS:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from fssbench.errors import UserError
+from fssbench.files import data_folder
 from fssbench.preparation import seal
 
 if TYPE_CHECKING:
@@ -31,11 +33,6 @@ class Finding(NamedTuple):
     state: str
     what: str
     then: str = ""
-
-
-def data_folder() -> Path:
-    """Where data sets are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_DATA", "data"))
 
 
 def datasets() -> list[Finding]:
@@ -62,7 +59,7 @@ def datasets() -> list[Finding]:
 
 def prepared(name: str, recipe: Recipe, root: Path) -> list[Finding]:
     """What was signed off for a data set and whether it still holds; empty where nothing was."""
-    again = f"fssbench prepare {name} --root {root}"
+    again = f"fssbench prepare {name} --root {quote(str(root))}"
     try:
         seal.refuse_unfinished(root)
         statement = seal.read_prepared(root)

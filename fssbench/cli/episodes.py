@@ -12,11 +12,50 @@ from fssbench.errors import TooFewImages, UserError
 from fssbench.files import write_text_whole
 from fssbench.protocols.list_dataset import QUERIES, ListDataset
 from fssbench.protocols.manifest import Manifest, build_manifest, load_manifest, verify_manifest
-from fssbench.protocols.profiles import BAM_SEEDS
+from fssbench.protocols.profiles import BAM_SEEDS, ProtocolName
+
+OF_LISTS = ("dataset", "protocol", "shot")
+"""Options of `build` that only its --lists needs."""
 
 
 def run(verb: str, arguments: list[str]) -> int:
     """Build, verify or show manifests."""
+    parser = _parser(verb)
+    options, data = parser.parse_known_args(arguments)
+    if options.action == "export":
+        from fssbench.cli.export import export_manifest
+
+        return export_manifest(options.manifest, options.format, options.out, options.masks, data)
+    if options.action == "show":
+        if data:
+            parser.error(f"unknown options: {' '.join(data)}")
+        return _show(load_manifest(options.manifest), options.episodes)
+    if options.action == "freeze":
+        return _freeze(options.shots, options.out, data)
+    if options.action == "verify":
+        return _verify(options.manifest, data)
+    own = {name: value for name in OF_LISTS if (value := getattr(options, name)) is not None}
+    if options.lists and data:
+        parser.error(f"with --lists no data are configured: {' '.join(data)}")
+    if options.lists:
+        return _write(_of_list(options.lists, **own), options.out)
+    if own:
+        meant = {"dataset": "--config data/NAME.yaml"}
+        hints = [f"--{name} belongs to --lists: say {meant.get(name, f'--data.{name}')} instead." for name in own]
+        raise UserError(" ".join(hints))
+    from fssbench.cli.parsing import configured_data
+
+    return _write(configured_data(data).test_manifest, options.out)
+
+
+def _of_list(
+    path: Path, dataset: str = "pascal-5i", protocol: ProtocolName = "hsnet-compat", shot: int = 1
+) -> Manifest:
+    """The episodes of a published list, without data."""
+    return build_manifest(ListDataset.read(dataset, path), 0, shot, protocol=protocol)
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser(
@@ -30,9 +69,9 @@ def run(verb: str, arguments: list[str]) -> int:
     build.add_argument(
         "--lists", type=Path, help="list file of one fold (NAME__CC, CC NAME, HSNet's pickle; or classes)"
     )
-    build.add_argument("--dataset", default="pascal-5i", help="with --lists: " + ", ".join(QUERIES))
-    build.add_argument("--protocol", default="hsnet-compat", help="with --lists: hsnet-compat or clean-v1")
-    build.add_argument("--shot", type=int, default=1, help="with --lists: number of supports")
+    build.add_argument("--dataset", help=f"with --lists: {', '.join(QUERIES)} (default: pascal-5i)")
+    build.add_argument("--protocol", help="with --lists: hsnet-compat or clean-v1 (default: hsnet-compat)")
+    build.add_argument("--shot", type=int, help="with --lists: number of supports (default: 1)")
     build.add_argument("--out", type=Path, help="file to write (default: episodes/DATASET_PROTOCOL_foldF_shotK.jsonl)")
     freeze = actions.add_parser(
         "freeze",
@@ -66,27 +105,7 @@ def run(verb: str, arguments: list[str]) -> int:
     export.add_argument("--format", choices=["csv", "json"], default="csv", help="default: csv")
     export.add_argument("--out", type=Path, help="file to write (default: the manifest's name with .csv or .json)")
     export.add_argument("--masks", type=Path, help="folder for the masks, as CLASS/IMAGE.png")
-    options, data = parser.parse_known_args(arguments)
-    if options.action == "export":
-        from fssbench.cli.export import export_manifest
-
-        return export_manifest(options.manifest, options.format, options.out, options.masks, data)
-    if options.action == "show":
-        if data:
-            parser.error(f"unknown options: {' '.join(data)}")
-        return _show(load_manifest(options.manifest), options.episodes)
-    if options.action == "freeze":
-        return _freeze(options.shots, options.out, data)
-    if options.action == "verify":
-        return _verify(options.manifest, data)
-    if options.lists and data:
-        parser.error(f"with --lists no data are configured: {' '.join(data)}")
-    if options.lists:
-        dataset = ListDataset.read(options.dataset, options.lists)
-        return _write(build_manifest(dataset, 0, options.shot, protocol=options.protocol), options.out)
-    from fssbench.cli.parsing import configured_data
-
-    return _write(configured_data(data).test_manifest, options.out)
+    return parser
 
 
 def _freeze(shots: list[int], out: Path, data: list[str]) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from datamodules.episode_items import ManifestEpisodes
@@ -25,6 +23,7 @@ from fssbench.images import resize_image
 from fssbench.method import FewShotMethod
 from fssbench.results.page import Gallery, Shown
 from fssbench.results.record import ResultRecord, read_record
+from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow, read_table
 from fssbench.viz import PREDICTED, overlay
 
@@ -53,7 +52,7 @@ def gallery(path: Path) -> Gallery:
     episodes = tuple(_shown(group, row, method, data) for group, rows_of in chosen.items() for row in rows_of)
     key = record.key
     title = f"Episodes of {key.method}: {key.dataset} fold {key.fold}, {key.shot}-shot"
-    return Gallery(title, path.relative_to(path.parents[3]).as_posix(), episodes)
+    return Gallery(title, ResultStore(".").path(key).as_posix(), episodes)
 
 
 def chosen_episodes(rows: Sequence[EpisodeRow], each: int = EACH) -> dict[str, list[EpisodeRow]]:
@@ -73,10 +72,7 @@ def revived(record: ResultRecord, weights: Path | None) -> tuple[FewShotMethod, 
     """The method with the weights of a checkpoint, and the data, as the record's configuration says."""
     quiet()
     config = {name: value for name, value in record.provenance.config.items() if name not in (*OURS, "ckpt_path")}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recorded.yaml"
-        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        cli = FssbenchCLI(["--config", str(file), "--name", record.key.method], run=False)
+    cli = FssbenchCLI({**config, "name": record.key.method}, run=False)
     method, data = cli.model, cli.datamodule
     if weights is not None:
         checkpoint = load_plain(weights, "Checkpoint", "")

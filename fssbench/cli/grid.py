@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fssbench.cli import VERBS
 from fssbench.cli.configs import find_config, read_config
@@ -16,6 +17,18 @@ from fssbench.cli.run_help import asks_for_help, short_help, with_configured_cla
 from fssbench.cli.suite import MethodWords, read_suite
 from fssbench.errors import UserError
 from fssbench.results.failures import forget, remember
+
+OPTIONS = {"seed": "--seed_everything", "fold": "--data.fold", "shot": "--data.shot"}
+"""Placeholder -> the option of a run that it belongs to."""
+
+
+class Axes(NamedTuple):
+    """What the runs of a grid are spread over; an axis that is None is left to the configuration."""
+
+    folds: list[str] | None = None
+    """Numbers, or `all`."""
+    shots: list[str] | None = None
+    seeds: list[str] | None = None
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -28,25 +41,25 @@ def run(verb: str, arguments: list[str]) -> int:
         arguments = ["--help"]
     arguments = with_configured_class(arguments, options(arguments, "--config", "-c"))
     arguments, words = take_words(arguments)
-    arguments, folds, shots = split_grid(arguments)
-    arguments, seeds = split_seeds(arguments)
+    arguments, axes = take_axes(arguments)
     methods = {name_of(file): MethodWords(["--config", file], []) for file in words.get("--methods", [])}
     if "--suite" in words:
-        methods, common, axes = read_suite(words["--suite"][0])
+        methods, common, of_suite = read_suite(words["--suite"][0])
         arguments = [*common, *arguments]
-        folds, shots, seeds = folds or axes.get("folds"), shots or axes.get("shots"), seeds or axes.get("seeds")
-    if folds is None and shots is None and seeds is None and not methods:
+        axes = Axes(**{**of_suite, **{name: values for name, values in axes._asdict().items() if values}})
+    if axes == Axes() and not methods:
         if words:
             raise UserError(f"{', '.join(words)} belongs to several runs: add --folds, --shots, --seeds or --methods.")
-        from fssbench.cli.trainer import run_once
+        from fssbench.cli.running import run_once
 
         return run_once(verb, arguments)
-    if folds == ["all"]:
-        from fssbench.cli.trainer import number_of_folds
+    if axes.folds == ["all"]:
+        from fssbench.cli.running import number_of_folds
 
         first = next(iter(methods.values()), MethodWords([], []))
-        folds = [str(fold) for fold in range(number_of_folds([*first.before, *arguments, *first.after]))]
-    return _run_all(verb, grid_cells(verb, arguments, methods, folds, shots, seeds), words, results_folder(arguments))
+        count = number_of_folds([*first.before, *arguments, *first.after])
+        axes = axes._replace(folds=[str(fold) for fold in range(count)])
+    return _run_all(verb, grid_cells(verb, arguments, methods, axes), words, results_folder(arguments))
 
 
 def take_words(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -72,26 +85,15 @@ def take_words(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     return rest, taken
 
 
-def split_grid(arguments: list[str]) -> tuple[list[str], list[str] | None, list[str] | None]:
-    """Take `--folds ...` and `--shots ...` out of the arguments; checks that they are numbers (or `all`)."""
-    rest, taken = _take_numbers(arguments, ("--folds", "--shots"))
-    return rest, taken.get("--folds"), taken.get("--shots")
-
-
-def split_seeds(arguments: list[str]) -> tuple[list[str], list[str] | None]:
-    """Take `--seeds ...` out of the arguments; checks that they are numbers."""
-    rest, taken = _take_numbers(arguments, ("--seeds",))
-    return rest, taken.get("--seeds")
-
-
-def _take_numbers(arguments: list[str], names: tuple[str, ...]) -> tuple[list[str], dict[str, list[str]]]:
+def take_axes(arguments: list[str]) -> tuple[list[str], Axes]:
+    """Take `--folds ...`, `--shots ...` and `--seeds ...` out of the arguments; checks that they are numbers (or `all`)."""
     rest: list[str] = []
     taken: dict[str, list[str]] = {}
     current: str | None = None
     for argument in arguments:
         name, _, value = argument.partition("=")
-        if name in names:
-            current = name
+        if name.removeprefix("--") in Axes._fields and name.startswith("--"):
+            current = name.removeprefix("--")
             taken[current] = re.split("[, ]+", value) if value else []
         elif current and re.fullmatch(r"all|\d+(,\d+)*", argument):
             taken[current] += argument.split(",")
@@ -99,32 +101,39 @@ def _take_numbers(arguments: list[str], names: tuple[str, ...]) -> tuple[list[st
             current = None
             rest.append(argument)
     for name, values in taken.items():
-        valid = (values == ["all"] and name == "--folds") or (values and all(v.isdigit() for v in values))
+        valid = (values == ["all"] and name == "folds") or (values and all(v.isdigit() for v in values))
         if not valid:
-            example = "all, or numbers such as 0 2" if name == "--folds" else "numbers such as 1 5"
-            raise UserError(f"{name} needs {example}; got '{' '.join(values)}'.")
-    return rest, taken
+            example = "all, or numbers such as 0 2" if name == "folds" else "numbers such as 1 5"
+            raise UserError(f"--{name} needs {example}; got '{' '.join(values)}'.")
+    return rest, Axes(**taken)
 
 
-def grid_cells(
-    verb: str, arguments: list[str], methods: dict[str, MethodWords], folds: list[str] | None, shots: list[str] | None,
-    seeds: list[str] | None,
-) -> list[Cell]:  # fmt: skip
-    """The runs of a grid, the methods' slowest; an axis that is None is left to the configuration."""
+def grid_cells(verb: str, arguments: list[str], methods: dict[str, MethodWords], axes: Axes) -> list[Cell]:
+    """The runs of a grid, the methods' slowest."""
     empty: list[str | None] = [None]
     cells = []
-    for method, seed, fold, shot in product(methods or empty, seeds or empty, folds or empty, shots or empty):
+    for method, seed, fold, shot in product(
+        methods or empty, axes.seeds or empty, axes.folds or empty, axes.shots or empty
+    ):
         own = methods.get(method or "", MethodWords([], []))
-        words = [*own.before, *arguments, *own.after]
-        for name, value in (("seed", seed), ("method", method)):
-            if value is None and any(f"{{{name}}}" in word for word in words):
-                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
-            words = [word.replace(f"{{{name}}}", value or "") for word in words]
-        words = [*words, "--seed_everything", seed] if seed is not None else words
-        named = (("fold", fold), ("shot", shot), ("seed", seed))
-        name = " ".join([method] if method else []) + "".join(f" {n} {v}" for n, v in named if v is not None)
-        cells.append(Cell(name.strip(), (verb, *cell_arguments(words, fold, shot))))
+        given = {"method": method, "seed": seed, "fold": fold, "shot": shot}
+        words = cell_arguments([*own.before, *arguments, *own.after], given)
+        named = [f"{name} {given[name]}" for name in ("fold", "shot", "seed") if given[name] is not None]
+        cells.append(Cell(" ".join([*([method] if method else []), *named]), (verb, *words)))
     return cells
+
+
+def cell_arguments(arguments: list[str], given: Mapping[str, str | None]) -> list[str]:
+    """The arguments of one run: `{fold}`, `{shot}`, `{seed}` and `{method}` filled in, and the options that they belong to
+    added. Raises `UserError` where one is used that has no value."""
+    for name, value in given.items():
+        if value is None:
+            if any(f"{{{name}}}" in word for word in arguments):
+                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
+            continue
+        arguments = [word.replace(f"{{{name}}}", value) for word in arguments]
+        arguments += [OPTIONS[name], value] if name in OPTIONS else []
+    return arguments
 
 
 def _run_all(verb: str, cells: list[Cell], words: dict[str, list[str]], results: Path) -> int:
@@ -184,18 +193,6 @@ def results_folder(arguments: list[str]) -> Path:
 def name_of(config: str) -> str:
     """A method's name from its config."""
     return find_config(config).stem
-
-
-def cell_arguments(arguments: list[str], fold: str | None, shot: str | None) -> list[str]:
-    """The arguments of one run: `{fold}` and `{shot}` filled in, `data.fold` and `data.shot` set."""
-    for name, value in (("fold", fold), ("shot", shot)):
-        if value is None:
-            if any(f"{{{name}}}" in a for a in arguments):
-                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
-            continue
-        arguments = [a.replace(f"{{{name}}}", value) for a in arguments]
-        arguments = [*arguments, f"--data.{name}", value]
-    return arguments
 
 
 def option(arguments: list[str], name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 import sys
 import threading
@@ -170,9 +171,11 @@ def run_cell(arguments: Sequence[str], live: bool = False, heard: Callable[[str]
 def _watch(stream: IO[bytes] | None, hear: Sequence[Callable[[str], object]]) -> None:
     """Read a process's stderr to its end and pass it on."""
     assert stream is not None
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a part may end in the middle of a character
     for part in iter(lambda: stream.read1(4096), b""):  # type: ignore[attr-defined]
+        text = decoder.decode(part)
         for listener in hear:
-            listener(part.decode(errors="replace"))
+            listener(text)
 
 
 def _show(text: str) -> None:

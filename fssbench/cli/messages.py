@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from fssbench.errors import nearest
+from fssbench.errors import closest, nearest
 from fssbench.trainable import Trainable
 
 BASES: dict[str, type] = {"model": Trainable, "data": LightningDataModule}
@@ -142,16 +142,14 @@ def _option_hint(name: str, names: list[str]) -> str:
     head, dot, rest = key.partition(".")
     heads = sorted({option.partition(".")[0] for option in names})
     if dot and head not in heads:
-        close = _close(head, heads)
-        return close and f" Did you mean '{dashes}{close.split(chr(39))[1]}.{rest}'?"
-    close = _close(key, names)
-    return close and f" Did you mean '{dashes}{close.split(chr(39))[1]}'?"
+        return _close(head, heads, dashes, f".{rest}")
+    return _close(key, names, dashes)
 
 
-def _close(name: str, valid: Iterable[str]) -> str:
-    """The hint of `nearest`, but nothing instead of a long list where no name is close."""
-    hint = nearest(name, valid)
-    return hint if hint.startswith(" Did") else ""
+def _close(name: str, valid: Iterable[str], before: str = "", after: str = "") -> str:
+    """The hint of `nearest` with text around the name, but nothing instead of a long list where no name is close."""
+    close = closest(name, valid)
+    return f" Did you mean '{before}{close}{after}'?" if close else ""
 
 
 def _class_hint(key: str, path: str) -> str:

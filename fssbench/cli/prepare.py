@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fssbench.errors import UserError, nearest
+from fssbench.files import data_folder
 from fssbench.preparation import seal
 from fssbench.preparation.fetch import Source, fetch, verify
 from fssbench.preparation.unpack import unpack
@@ -45,7 +46,7 @@ def run(verb: str, arguments: list[str]) -> int:
     if options.dataset not in RECIPES:
         raise UserError(f"Unknown data set '{options.dataset}'.{nearest(options.dataset, RECIPES)}")
     recipe = RECIPES[options.dataset]
-    root = options.root or Path(os.environ.get("FSSBENCH_DATA", "data")) / recipe.folder
+    root = options.root or data_folder() / recipe.folder
     if options.check:
         return _check(options.dataset, recipe, root)
     return _prepare(options, recipe, root)
@@ -107,7 +108,10 @@ def _provide_extra(source: Source, root: Path, download: bool) -> None:
         fetch(source, target.parent)
     except UserError as error:
         print(f"note: {error}")
-        shutil.rmtree(target.parent, ignore_errors=True)
+        # a folder without lists would be taken for the protocol's; one with other files in it is the user's
+        (target.parent / f"{source.file}.part").unlink(missing_ok=True)
+        with suppress(OSError):
+            target.parent.rmdir()
 
 
 def _archives(places: list[Path]) -> dict[str, Path]:
@@ -127,7 +131,7 @@ def _check(name: str, recipe: Recipe, root: Path) -> int:
     seal.refuse_unfinished(root)
     prepared = seal.read_prepared(root)
     if prepared is None or prepared["dataset"] != name:
-        raise UserError(f"{root} was not prepared as {name}. Run `fssbench prepare {name} --root {root}`.")
+        raise UserError(f"{root} was not prepared as {name}. Run `fssbench prepare {name} --root {quote(str(root))}`.")
     report = recipe.check(root, prepared["training"], prepared["complete"])
     changed = seal.changes(prepared, name, report)
     if changed:

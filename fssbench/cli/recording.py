@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +17,20 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.episodic import EpisodicDataModule
 from fssbench import __version__
-from fssbench.checkpoint import class_path
-from fssbench.cli.tracking import log_record, peak_memory, trained_parameters
-from fssbench.encoders.weights import find_weights
+from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record
+from fssbench.cli.tracking import log_record
 from fssbench.errors import UserError
-from fssbench.files import require_writable, sha256_file, sha256_text, write_text_whole
-from fssbench.images import IMAGE_INTERPOLATION, MASK_INTERPOLATION, write_mask
+from fssbench.files import require_writable, write_text_whole
+from fssbench.images import write_mask
 from fssbench.method import FewShotMethod
 from fssbench.metrics.square import Square
 from fssbench.protocols.profiles import is_base
-from fssbench.results.record import (
-    UNKNOWN,
-    Cost,
-    Key,
-    Metadata,
-    Provenance,
-    ResultRecord,
-    config_hash,
-    counted_at,
-    read_record,
-)
+from fssbench.results.record import Key, counted_at, read_record
 from fssbench.results.store import ResultStore
-from fssbench.results.table import EpisodeRow, scores_from, seconds_per_episode
+from fssbench.results.table import EpisodeRow
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
-LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "segment-anything", "sam2", "numpy", "pillow",
-             "albumentations", "opencv-python-headless", "pycocotools")  # fmt: skip
-PER_FOLD = ("fold", "seed", "data_seed", "training_list_sha256")
-"""Facts of a training that differ between the folds or seeds of one experiment."""
 RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only")
 """Config keys that say where things lie, not what is computed."""
 
@@ -67,6 +47,8 @@ class RunRecorder(SaveConfigCallback):
         self.cli = cli
         self.began = time.time()
         self.claim: Callable[[], None] | None = None
+        self.keys: dict[Square | None, Key] = {}
+        """Of the results that this test makes: at original size (None), and at squares."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the resolved configuration of a fit beside its checkpoint."""
@@ -109,17 +91,16 @@ class RunRecorder(SaveConfigCallback):
         self.began = time.time()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        squares = data_of(trainer).squares
-        self.keys = {side: self.make_key(trainer, pl_module, side) for side in (None, *squares)}
+        self.keys = self.make_keys(trainer, pl_module)
         self._claim(trainer)
         if self.cli_option("overwrite") != "always":
             self._keep_existing()
         if trainer.is_global_zero:
-            require_writable(self.results, "--results")
+            require_writable(self.store.root, "--results")
 
     def _keep_existing(self) -> None:
         """End the run where its result is there; refuse where another result has its place."""
-        store = ResultStore(self.results)
+        store = self.store
         existing = [key for key in self.keys.values() if store.path(key).exists()]
         for key in existing:
             same = holds(store.path(key), key)
@@ -134,7 +115,7 @@ class RunRecorder(SaveConfigCallback):
 
     def _claim(self, trainer: Trainer) -> None:
         """Leave a result alone that another process is computing; the claim ends with this process."""
-        store, key = ResultStore(self.results), self.keys[None]
+        store, key = self.store, self.keys[None]
         self.claim = store.claim(key) if trainer.is_global_zero else None
         if not trainer.strategy.broadcast(self.claim is not None):
             raise AlreadyDone(f"elsewhere: another process is computing {store.path(key)}; this one leaves it alone")
@@ -160,7 +141,7 @@ class RunRecorder(SaveConfigCallback):
         if not pl_module.complete:
             print("not all episodes were run, so no record is written", file=sys.stderr)
             return
-        store = ResultStore(self.results)
+        store = self.store
         for observer in data_of(trainer).observers:
             print("\n".join(observer.lines()))
             write_text_whole(store.path(key).with_suffix(f".{observer.name}.csv"), observer.csv())
@@ -169,7 +150,7 @@ class RunRecorder(SaveConfigCallback):
                 continue  # the very same result, see on_test_start
             found = pl_module.episode_rows if side is None else pl_module.square_rows[side]
             rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in found]
-            record = self.make_record(trainer, pl_module, rows, key)
+            record = result_record(trainer, pl_module, rows, key, self.cli.recorded_config(), self.began)
             if side is not None:
                 scores = record.scores
                 print(
@@ -181,118 +162,20 @@ class RunRecorder(SaveConfigCallback):
                 log_record(trainer.loggers, record, path)
 
     @property
-    def results(self) -> Path:
+    def store(self) -> ResultStore:
         """The results folder."""
-        return Path(self.cli_option("results"))
+        return ResultStore(self.cli_option("results"))
 
     def cli_option(self, name: str) -> Any:
         """A top-level option of the run."""
         return self.cli.config_init[self.cli.subcommand][name]
 
-    # -- the record -----------------------------------------------------------------------------------------------
-
-    def method_config(self, method: FewShotMethod) -> dict[str, Any]:
-        """What defines the method: its class, settings, and how it was trained, without what differs between folds
-        and seeds."""
-        recipe = {k: v for k, v in method.training_facts.items() if k not in PER_FOLD}
-        config = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
-        data = data_of(method.trainer)
-        if data.kshot == "vote" and data.shot > 1:  # another experiment with the same method
-            config["kshot"] = "vote"
-        return config
-
-    def make_key(self, trainer: Trainer, method: LightningModule, square: Square | None = None) -> Key:
-        """The identity of this run's result, at original size or at a square."""
-        assert isinstance(method, FewShotMethod)
-        manifest = data_of(trainer).test_manifest
-        return Key(
-            dataset=manifest.header.dataset,
-            protocol=manifest.header.protocol,
-            protocol_version=1,
-            fold=manifest.header.fold,
-            shot=manifest.header.shot,
-            manifest_sha256=manifest.sha256,
-            method=self.cli.run_name,
-            config_hash=config_hash(self.method_config(method)),
-            weights_sha256=method.weights_sha256(),
-            resolution="original" if square is None else str(square),
-            seed=int(method.training_facts.get("seed", self.cli_option("seed_everything") or 0)),
-        )
-
-    def make_record(self, trainer: Trainer, method: FewShotMethod, rows: list[EpisodeRow], key: Key) -> ResultRecord:
-        """Everything about this test run, with the pixels counted as `key` says."""
+    def make_keys(self, trainer: Trainer, method: FewShotMethod) -> dict[Square | None, Key]:
+        """The identities of this run's results: at original size (None) and at every square of the data module."""
         data = data_of(trainer)
-        side = data.image_size
-        assert side is not None, "setup() has asked the method"
-        header = data.test_manifest.header
-        names = {int(c): name for c, name in header.classes.items()}
-        checkpoint = trainer.ckpt_path
-        facts = method.training_facts
-        metadata = {
-            "track": UNKNOWN,
-            "contamination": (UNKNOWN,),
-            "supervision": UNKNOWN,
-            "base_knowledge_at_test": UNKNOWN,
-            "kshot_mode": UNKNOWN,
-            "hyper_parameters": UNKNOWN,
-            "uses_text": UNKNOWN,
-            "backbone": UNKNOWN,
-            "backbone_pretraining": UNKNOWN,
-            **method.metadata(),
-        }
-        if data.kshot == "vote" and key.shot > 1:
-            metadata["kshot_mode"] = "vote"
-        left_out = [f"class {name} left out: too few images" for name in header.left_out.values()]
-        return ResultRecord(
-            key=key,
-            scores=scores_from(rows, names, method.scores if key.resolution == "original" else None),
-            cost=Cost(
-                parameters=sum(p.numel() for p in method.parameters()),
-                trained_parameters=trained_parameters(method),
-                seconds_per_episode=seconds_per_episode(rows),
-                peak_memory=peak_memory(method.device),
-            ),
-            metadata=Metadata(
-                n_folds=header.n_folds,
-                class_partition=data.dataset.class_partition,
-                method_class=class_path(type(method)),
-                selection=facts.get("selection", "not trained"),
-                training_policy=facts.get("training_policy", "not trained"),
-                support_sampling="distinct" if data.profile.distinct_supports else "with replacement",
-                **metadata,
-            ),
-            provenance=Provenance(
-                origin="fssbench",
-                command=tuple(sys.argv),
-                config=self.cli.recorded_config(),
-                method_config=self.method_config(method),
-                checkpoint=str(checkpoint) if checkpoint else None,
-                checkpoint_sha256=sha256_file(checkpoint) if checkpoint else None,
-                backbone_sha256=backbone_sha256(method),
-                code_version=__version__,
-                git_commit=git_commit(),
-                libraries=library_versions(),
-                python=platform.python_version(),
-                platform=platform.platform(),
-                device=device_name(method.device),
-                dtype=method.arithmetic,
-                processes=trainer.world_size,
-                started=datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds"),
-                finished=now(),
-                seconds=round(time.time() - self.began, 3),
-                image_lists={**candidate_hashes(data), **training_hash(facts)},
-                episodes_sha256=header.episodes_sha256,
-                mask_renderer=header.mask_renderer,
-                image_filter=header.image_filter,
-                network_input=(side, side),
-                interpolation={
-                    "image": IMAGE_INTERPOLATION,
-                    "mask": MASK_INTERPOLATION,
-                    "logits": method.upsampling,
-                },
-                skipped=(*left_out, *data.dataset.skipped),
-            ),
-        )
+        seed = int(method.training_facts.get("seed", self.cli_option("seed_everything") or 0))
+        key = result_key(data.test_manifest, self.cli.run_name, method_config(method), method.weights_sha256(), seed)
+        return {None: key, **{side: replace(key, resolution=str(side)) for side in data.squares}}
 
 
 class PredictionWriter(Callback):
@@ -352,80 +235,9 @@ def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any]) -> Pat
     return checkpoint
 
 
-def data_of(trainer: Trainer) -> EpisodicDataModule:
-    """The data module of a running trainer."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, EpisodicDataModule)
-    return data
-
-
 def holds(path: Path, key: Key) -> bool:
     """Whether a file of the store is a whole record of this very key."""
     try:
         return read_record(path).key == key and path.with_suffix(".parquet").is_file()
     except UserError:
         return False
-
-
-def backbone_sha256(method: FewShotMethod) -> str | None:
-    """SHA-256 of the backbone's weights file; None where the weights came from a hub or are random."""
-    path = find_weights(str(method.hparams.get("backbone_weights", "")))
-    return sha256_file(path) if path else None
-
-
-def candidate_hashes(data: EpisodicDataModule) -> dict[str, str]:
-    """SHA-256 of the image lists behind the episodes: novel candidates, one line `LABEL NAME` per pair."""
-    dataset = data.dataset
-    lines = [
-        f"{dataset.label(c)} {dataset.episode_name(key)}"
-        for c in dataset.novel_classes(data.fold)
-        for key in sorted(dataset.candidates(c, "test"))
-    ]
-    return {"test_candidates": sha256_text("\n".join(lines))}
-
-
-def training_hash(facts: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the list that the weights were trained on, where they were trained and say so."""
-    return {"training": facts["training_list_sha256"]} if "training_list_sha256" in facts else {}
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that can move a number."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the source tree that runs, with `+changes` where files differ from it; None for an installed wheel."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if changed.stdout.strip() else "")
-
-
-def device_name(device: torch.device) -> str:
-    """The device's model name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or "unknown"
-    return f"cpu: {model}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

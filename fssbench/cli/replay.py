@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from fssbench.cli.grid import option
-from fssbench.cli.trainer import drop_option, run_once
+from fssbench.cli.running import drop_option, run_once
 from fssbench.errors import UserError
 from fssbench.files import sha256_file
 from fssbench.metrics.scores import COUNTS

@@ -1,10 +1,9 @@
-"""One run of fit, validate, test or predict: a LightningCLI with config search, run folders and a checkpoint guard."""
+"""The LightningCLI behind fit, validate, test and predict: config search, run folders and a checkpoint guard."""
 
 from __future__ import annotations
 
 import operator
 import re
-import sys
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -19,28 +18,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.multiprocessing import ProcessRaisedException
 
 from datamodules.episodic import EpisodicDataModule
 from fssbench.checkpoint import checkpoint_mismatch, class_path
 from fssbench.cli.grid import config_names
-from fssbench.cli.messages import parse_message, quiet
+from fssbench.cli.messages import parse_message
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
-from fssbench.cli.recording import AlreadyDone, PredictionWriter, RunRecorder, unfinished_run
+from fssbench.cli.recording import PredictionWriter, RunRecorder, unfinished_run
 from fssbench.cli.run_help import grid_text, run_option_texts
 from fssbench.cli.selection import BestCheckpoint
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.compiled import CompileMode
-from fssbench.encoders.store import FeatureStore, StoredType, default_folder
+from fssbench.encoders.store import FeatureStore, StoredType
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
+from fssbench.files import features_folder
 from fssbench.method import FewShotMethod
 from fssbench.trainable import Trainable
 
 RUN_GROUP = "run"
-TERMINATED = 143
-"""Exit status after SIGTERM, as a shell reports it."""
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
 
@@ -61,11 +57,17 @@ integers_first(Trainer.__init__.__annotations__)
 
 
 class FssbenchCLI(LightningCLI):
-    """Methods and data modules by class path; one run folder per run."""
+    """Methods and data modules by class path; one run folder per run.
 
-    def __init__(self, arguments: list[str], run: bool = True) -> None:
+    Args:
+        arguments: verb and options, as words.
+        run: False = only make method, data module and trainer; the arguments then have no verb, and may be the values of a
+            configuration instead of words.
+    """
+
+    def __init__(self, arguments: list[str] | dict[str, Any], run: bool = True) -> None:
         register_classes()
-        self._verb = arguments[0] if run else None
+        self._verb = arguments[0] if run and isinstance(arguments, list) else None
         super().__init__(
             model_class=Trainable,
             datamodule_class=LightningDataModule,
@@ -121,9 +123,9 @@ class FssbenchCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what jsonargparse has to say becomes one line."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
         except (ArgumentError, TypeError) as error:
-            verb = args[0] if args and args[0] in self.subcommands() else None
+            verb = self._verb if self._verb in self.subcommands() else None
             raise UserError(parse_message(str(error), option_names(self._parser(verb)))) from None
 
     def _parse_ckpt_path(self) -> None:
@@ -177,7 +179,7 @@ class FssbenchCLI(LightningCLI):
         if isinstance(self.model, FewShotMethod):
             own = self._own(self.config_init)
             disk, dtype = own["feature_disk"], own["feature_dtype"]
-            store = FeatureStore(default_folder(), disk, dtype) if disk else None
+            store = FeatureStore(features_folder(), disk, dtype) if disk else None
             self.model.cache = FeatureCache(own["feature_cache"], store=store)
             self.model.compile_encoder = own["compile_encoder"]
 
@@ -285,82 +287,11 @@ class FssbenchCLI(LightningCLI):
         return {key: value for key, value in content.items() if key not in ("config", "overwrite")}
 
 
-def run_once(verb: str, arguments: list[str]) -> int:
-    """One run in this process."""
-    quiet()
-    try:
-        FssbenchCLI([verb, *arguments])
-    except AlreadyDone as done:
-        rank_zero_info(str(done))
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
-    except ProcessRaisedException as error:
-        return of_another_process(error)
-    except SIGTERMException:  # a SystemExit without a code, which would read as success
-        print("fssbench: terminated; the run is not finished and goes on when it is started again.", file=sys.stderr)
-        return TERMINATED
-    except SystemExit as stop:
-        # Lightning ends with status 1 after Ctrl-C
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        return int(stop.code or 0) if isinstance(stop.code, int) or stop.code is None else 2
-    return 0
-
-
-def of_another_process(error: ProcessRaisedException) -> int:
-    """What a forked or spawned process raised, which arrives here as the text of its traceback."""
-    kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-    name = kind.rpartition(".")[2]
-    if name == AlreadyDone.__name__:
-        rank_zero_info(message)
-        return 0
-    if name in (UserError.__name__, MisconfigurationException.__name__):
-        raise UserError(message) from None
-    if name == KeyboardInterrupt.__name__:
-        raise KeyboardInterrupt from None
-    raise error
-
-
-def number_of_folds(arguments: list[str]) -> int:
-    """The folds of the configured data set (1 for data without folds); checks the whole configuration on the way,
-    before any run starts."""
-    quiet()
-    cli = _ParseOnly(drop_option(arguments, "--ckpt_path"))
-    module = data_module(cli.config["data"])
-    return module.number_of_folds() if isinstance(module, EpisodicDataModule) else 1
-
-
 def data_module(config: Any) -> LightningDataModule:
     """The data module of a parsed configuration, made without method and trainer."""
     package, _, name = config.class_path.rpartition(".")
     module: LightningDataModule = getattr(import_module(package), name)(**config.init_args.as_dict())
     return module
-
-
-class _ParseOnly(FssbenchCLI):
-    """Parses and checks a configuration without making anything of it."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        super().__init__(arguments, run=False)
-
-    def instantiate_classes(self) -> None:
-        """Nothing is made."""
-
-    def after_instantiate_classes(self) -> None:
-        """Nothing was made."""
-
-
-def drop_option(arguments: list[str], name: str) -> list[str]:
-    """The arguments without `--name VALUE` and `--name=VALUE`."""
-    kept, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument == name:
-            skip = True
-        elif not argument.startswith(f"{name}="):
-            kept.append(argument)
-    return kept
 
 
 def default_loggers(run_dir: Path) -> list[Logger]:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Features = dict[str, Tensor]
+from fssbench.encoders.cache import Features
+
 CompileMode = Literal["no", "default", "reduce-overhead", "max-autotune"]
 
 

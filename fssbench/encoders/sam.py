@@ -12,8 +12,9 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from fssbench.encoders.weights import find_weights, load_strict, read_tensors, tensors_sha256, weights_folder
+from fssbench.encoders.weights import find_weights, load_strict, read_tensors, tensors_sha256
 from fssbench.errors import UserError, nearest
+from fssbench.files import weights_folder
 
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 SAM_FILES = {

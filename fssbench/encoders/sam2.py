@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fssbench.encoders.weights import find_weights, load_plain, load_strict, weights_folder
+from fssbench.encoders.weights import find_weights, load_plain, load_strict
 from fssbench.errors import UserError, nearest
+from fssbench.files import weights_folder
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

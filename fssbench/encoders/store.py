@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,12 +38,6 @@ KEEP = 0.9
 """Part of the limit that is left after making room, so that not every new file has to make room again."""
 _ABANDONED = 3600.0  # seconds after which a half-written file has no writer any more
 _RECENT = 600.0  # a file read again within so many seconds is not marked as used again
-
-
-def default_folder() -> Path:
-    """`FSSBENCH_FEATURES`, else `features` in `FSSBENCH_CACHE`, else `~/.cache/fssbench/features`."""
-    cache = os.environ.get("FSSBENCH_CACHE") or "~/.cache/fssbench"
-    return Path(os.environ.get("FSSBENCH_FEATURES") or Path(cache) / "features").expanduser()
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class FeatureStore:
         """The features of an image on the CPU, in the types that they had when they were put in; None where they are not
         stored.
 
-        A damaged file is removed and counts as not stored.
+        A damaged file counts as not stored, and is removed where that is allowed.
         """
         import torch
 
@@ -90,7 +85,8 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that may only be read
+                path.unlink(missing_ok=True)
             return None
         self.read += 1
         _mark_used(path)
@@ -204,9 +200,12 @@ class FeatureStore:
 
     def _abandoned(self, age: float) -> list[Path]:
         """Half-written files of killed processes."""
-        old = time.time() - age
-        parts = self.folder.glob(f"*/??/.*{SUFFIX}.*.part")
-        return [path for path in parts if path.exists() and path.stat().st_mtime <= old]
+        old, found = time.time() - age, []
+        for path in self.folder.glob(f"*/??/.*{SUFFIX}.*.part"):
+            with suppress(FileNotFoundError):  # its writer has just given it its name
+                if path.stat().st_mtime <= old:
+                    found.append(path)
+        return found
 
 
 def is_whole(path: Path) -> bool:
@@ -231,8 +230,6 @@ def _digest(tensors: Iterable[tuple[str, Sequence[int], bytes | memoryview]]) ->
 
 
 def _mark_used(path: Path) -> None:
-    try:
+    with suppress(OSError):  # removed meanwhile, or a folder that may only be read
         if time.time() - path.stat().st_mtime > _RECENT:
             os.utime(path)
-    except OSError:
-        pass  # removed meanwhile, or a folder that may only be read

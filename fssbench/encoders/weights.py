@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fssbench.errors import UserError
-from fssbench.files import written_whole
+from fssbench.errors import UserError, some
+from fssbench.files import weights_folder, written_whole
 
 HEADER_KEY = "fssbench_vit"
 """Key of the safetensors metadata that holds a `ViTHeader` as JSON."""
@@ -34,11 +33,6 @@ def find_weights(name: str | Path) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def weights_folder() -> Path:
-    """The folder where weight files are looked for by name."""
-    return Path(os.environ.get("FSSBENCH_WEIGHTS", "~/.cache/fssbench/weights")).expanduser()
 
 
 def read_tensors(path: str | Path, hint: str = "") -> dict[str, Tensor]:
@@ -94,7 +88,7 @@ def load_plain(path: str | Path, what: str, hint: str = "") -> Any:
 def _read_pickle(path: Path, hint: str) -> dict[str, Tensor]:
     state = load_plain(path, "Weights file", hint)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f"a dictionary of {_first(map(str, state))}" if isinstance(state, dict) else type(state).__name__
+        found = f"a dictionary of {some(map(str, state), 3)}" if isinstance(state, dict) else type(state).__name__
         raise UserError(
             f"Weights file {path} holds {found}: expected a flat state dict of tensors, without optimiser or other "
             f"training state. {hint}".rstrip()
@@ -117,7 +111,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
             if name in state and state[name].shape != tensor.shape
         ],
     }
-    found = "; ".join(f"{kind}: {_first(names)}" for kind, names in differences.items() if names)
+    found = "; ".join(f"{kind}: {some(names, 3)}" for kind, names in differences.items() if names)
     if found:
         raise UserError(f"{path} does not hold the weights of {what} ({found}). {hint}".rstrip())
     module.load_state_dict(dict(state), assign=True)
@@ -130,12 +124,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _first(names: Any, count: int = 3) -> str:
-    """The first names of many: "a, b, c and 9 more"."""
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -62,9 +62,9 @@ class AttentionBlock(nn.TransformerEncoderLayer):
         """Tokens (B, N, C) to (B, N, C)."""
         if self.norm_first:
             x = src + self.dropout1(self._attended(self.norm1(src)))
-            return x + self._ff_block(self.norm2(x))
+            return x + self._fed_forward(self.norm2(x))
         x = self.norm1(src + self.dropout1(self._attended(src)))
-        return self.norm2(x + self._ff_block(x))
+        return self.norm2(x + self._fed_forward(x))
 
     def _attended(self, x: Tensor) -> Tensor:
         attention = self.self_attn
@@ -73,6 +73,9 @@ class AttentionBlock(nn.TransformerEncoderLayer):
         dropout = attention.dropout if self.training else 0.0
         heads = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return attention.out_proj(heads.transpose(1, 2).flatten(2))
+
+    def _fed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
 
 class Adapter(nn.Module):

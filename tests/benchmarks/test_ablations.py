@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from fssbench.cli.running import ParseOnly, checked_config
 from fssbench.cli.suite import read_suite
-from fssbench.cli.trainer import _ParseOnly
 from fssbench.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_table(script: ModuleType) -> None:
 
 def test_every_row_of_the_suites_is_a_valid_run(monkeypatch: pytest.MonkeyPatch, script: ModuleType) -> None:
     monkeypatch.chdir(REPOSITORY)
-    parser = _ParseOnly(["--config", "benchmarks/ablations/distill.yaml"]).parser
+    parser = ParseOnly(["--config", "benchmarks/ablations/distill.yaml"]).parser
     trained = {}
     for suite in SUITES:
         if suite == "sam2fss":
@@ -54,14 +54,22 @@ def test_every_row_of_the_suites_is_a_valid_run(monkeypatch: pytest.MonkeyPatch,
         for row, own in rows.items():
             config = parser.parse_args([*own.before, *common, *own.after])
             assert config.name == row
-            trained[suite, row] = script.is_trained(own)
+            trained[suite, row] = script.is_trained(config)
     assert [row for row, learns in trained.items() if not learns] == [("shapes", "prototype"), ("coco", "prototype")]
 
 
-def test_training_is_switched_off_by_an_option(script: ModuleType) -> None:
-    assert script._says_none(["--model.trainable", "affine", "--model.trainable", "none"])
-    assert not script._says_none(["--model.trainable", "none", "--model.trainable", "affine"])
-    assert not script._says_none(["--data.augment", "none"])
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        (["--model.trainable", "affine", "--model.trainable", "none"], False),
+        (["--model.trainable", "none", "--model.trainable", "affine"], True),
+        (["--data.augment", "none"], True),
+    ],
+)
+def test_training_is_switched_off_by_an_option(script: ModuleType, options: list[str], trained: bool) -> None:
+    pytest.importorskip("sam2")
+    config = checked_config(["--config", "methods/sam2fss.yaml", "--config", "data/shapes.yaml", *options])
+    assert script.is_trained(config) == trained
 
 
 SMALL = """
@@ -109,3 +117,6 @@ def test_only_what_is_missing_is_run(
     )
     with pytest.raises(UserError, match="has no row cmp, only prototype, comp"):
         run("--rows", "cmp")
+    with pytest.raises(UserError, match="has no option 'colour'"):  # before any row runs
+        run("--model.colour", "red", "--seeds", "1")
+    assert not list(Path("out/runs").glob("*/*seed1"))

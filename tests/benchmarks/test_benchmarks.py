@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.processes import REPOSITORY, python
+
+BENCHMARKS = REPOSITORY / "benchmarks"
 NETWORK = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_weights", "random", "--model.image_size", "32"]
+TWO_PROCESSES = ("--one", "2")
+"""What `processes.py` tells itself to run on two processes."""
 
 Here = Callable[..., list[list[str]]]
 """(script, *arguments) -> the cells of its table."""
@@ -32,6 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     measuring = import_module("measuring")
+    really_of_own_process = measuring.of_own_process
 
     def printed(script: str | Path, *arguments: str) -> str:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
@@ -40,7 +43,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
             runpy.run_path(str(script), run_name="__main__")
         return output.getvalue()
 
-    def of_own_process(script: str, *more: str, environment: object = None) -> Any:
+    def of_own_process(script: str, *more: str, environment: Mapping[str, str] | None = None) -> Any:
+        if more == TWO_PROCESSES:  # forked, which is not safe from here, where torch has threads
+            environment = {**(environment or {}), "PYTHONPATH": str(REPOSITORY)}
+            return really_of_own_process(script, *more, environment=environment)
         return json.loads(printed(script, *sys.argv[1:], *more).strip().splitlines()[-1])
 
     monkeypatch.setattr(measuring, "of_own_process", of_own_process)
@@ -50,11 +56,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
 
 def run(name: str, folder: Path, *arguments: str) -> list[list[str]]:
     """The same in a process of its own, for scripts that start processes themselves."""
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
-    command = [sys.executable, str(BENCHMARKS / name), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return cells(done.stdout)
+    return cells(python(BENCHMARKS / name, *arguments, folder=folder).stdout)
 
 
 def cells(output: str) -> list[list[str]]:
@@ -132,9 +134,9 @@ def test_growth(here: Here) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
-def test_processes(tmp_path: Path) -> None:
+def test_processes(here: Here) -> None:
     smallest = ["--size", "tiny", "--episodes", "2", "--classes", "2", "--images", "3", "--rounds", "1"]
-    rows = run("processes.py", tmp_path, "--processes", "1", "2", "--cores", "2", *smallest)
+    rows = here("processes.py", "--processes", "1", "2", "--cores", "2", *smallest)
     assert [row[0] for row in rows] == ["1 x 2", "2 x 1"]
 
 
@@ -158,10 +160,7 @@ def test_correlation_sides_agree_and_are_timed(here: Here) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_peak_memory_grows_with_the_grid(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
-    command = [sys.executable, str(BENCHMARKS / "correlation.py"), *CORRELATION, "--grid", "25", "--peak", "plain"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = python(BENCHMARKS / "correlation.py", *CORRELATION, "--grid", "25", "--peak", "plain", folder=tmp_path)
     assert json.loads(done.stdout)["peak"] > 2 * 25**4 * 4 * 2, "the plain side holds the correlation more than twice"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -20,15 +20,11 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "encoders"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = list(sys.path)
-    spec = importlib.util.spec_from_file_location("train_shapes_sam", FOLDER / "train_shapes_sam.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+def script() -> Iterator[ModuleType]:
+    """The training script, imported as it is run: from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield import_module("train_shapes_sam")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def test_a_corrective_point_lies_where_the_mask_is_wrong(script: ModuleType) -> 
     logits = torch.where(masks, 1.0, -1.0)
     logits[0, 12, 15] = -1.0
     before = script.Prompts(torch.zeros(1, 2, 2), torch.tensor([[1, -1]]))
-    after = script.corrected(before, logits, masks, torch.Generator().manual_seed(0))
+    after = script.corrected(before, logits, masks, 112, torch.Generator().manual_seed(0))
     assert after.points[0, 2].tolist() == [30, 24]
     assert after.labels.tolist() == [[1, -1, 1]]
     assert after.mask.shape == (1, 1, 56, 56)

@@ -124,6 +124,21 @@ def test_a_gallery_needs_what_the_record_names(fitted: Path, capsys: Output) -> 
     assert "give other episodes than the recorded ones" in error_line(capsys, page)
 
 
+def test_a_gallery_of_a_record_that_is_named_from_its_own_folder(
+    here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["test", *FREE, "--name", "free"]) == 0
+    record = next(Path("results").rglob("free@*/*.json"))
+    monkeypatch.chdir(record.parent)
+    capsys.readouterr()
+    page = ["leaderboard", str(here / "results"), "--format", "html", "--gallery", record.name, "--out", "board.html"]
+    assert main(page) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, ""), "where the page is, and nothing about files made on the way"
+    (name,) = re.findall(r'<a href="#([^"]+)">its record', Path("board.html").read_text())
+    assert f'id="{name}"' in Path("board.html").read_text()
+
+
 @pytest.mark.parametrize(("episodes", "each"), [(4, 1), (7, 2), (12, 4), (100, 4)])
 def test_best_median_and_worst_do_not_overlap(episodes: int, each: int) -> None:
     from dataclasses import replace

@@ -10,7 +10,8 @@ import torch
 
 from fssbench.cli import main
 from fssbench.cli.trainer import FssbenchCLI
-from fssbench.encoders.store import FeatureStore, default_folder
+from fssbench.encoders.store import FeatureStore
+from fssbench.files import features_folder
 from tests.cli.run import LOADED
 
 
@@ -25,8 +26,8 @@ def test_off_cold_and_warm_give_the_same_scores(fitted: Path, monkeypatch: pytes
     assert records[0] == records[1] == records[2]
     assert encoded[0] == encoded[1] > 0
     assert encoded[2] == 0
-    assert default_folder() == fitted / "features"
-    assert sum(1 for _ in FeatureStore(default_folder(), 0).entries()) == encoded[0]
+    assert features_folder() == fitted / "features"
+    assert sum(1 for _ in FeatureStore(features_folder(), 0).entries()) == encoded[0]
     assert main(["cache", "verify"]) == 0
 
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from fssbench.cli import grid, launching, main, progress
-from fssbench.cli.grid import cell_arguments, option, split_grid
+from fssbench.cli.grid import Axes, cell_arguments, option, take_axes
 from fssbench.cli.launching import Cell, LocalLauncher, Outcome, SubmititLauncher, Watcher
 from fssbench.cli.progress import LiveProgress, duration
 from fssbench.cli.suite import read_suite
@@ -29,39 +29,41 @@ TOY = ["--model", "tests.toy.FreeMethod", "--data", "tests.toy.Toy", "--trainer.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rest", "folds", "shots"),
+    ("arguments", "rest", "axes"),
     [
-        ("--a 1", "--a 1", None, None),
-        ("--folds all --a 1", "--a 1", ["all"], None),
-        ("--a 1 --folds 0 2 --shots 1 5 --b", "--a 1 --b", ["0", "2"], ["1", "5"]),
-        ("--folds=0,2 --shots=1", "", ["0", "2"], ["1"]),
-        ("--folds 0,2 3 --data.fold=1", "--data.fold=1", ["0", "2", "3"], None),
-        ("--folds 1 --config x 5", "--config x 5", ["1"], None),
+        ("--a 1", "--a 1", Axes()),
+        ("--folds all --a 1", "--a 1", Axes(folds=["all"])),
+        ("--a 1 --folds 0 2 --shots 1 5 --b", "--a 1 --b", Axes(folds=["0", "2"], shots=["1", "5"])),
+        ("--folds=0,2 --shots=1", "", Axes(folds=["0", "2"], shots=["1"])),
+        ("--seeds 0 1 --folds 0,2 3 --data.fold=1", "--data.fold=1", Axes(folds=["0", "2", "3"], seeds=["0", "1"])),
+        ("--folds 1 --config x 5 folds", "--config x 5 folds", Axes(folds=["1"])),
     ],
 )
-def test_folds_and_shots_are_taken_out(
-    arguments: str, rest: str, folds: list[str] | None, shots: list[str] | None
-) -> None:
-    assert split_grid(arguments.split()) == (rest.split(), folds, shots)
+def test_folds_shots_and_seeds_are_taken_out(arguments: str, rest: str, axes: Axes) -> None:
+    assert take_axes(arguments.split()) == (rest.split(), axes)
 
 
-@pytest.mark.parametrize("words", ["--folds", "--folds one", "--folds all 1", "--shots all", "--shots=a", "--folds=-1"])
+@pytest.mark.parametrize(
+    "words", ["--folds", "--folds one", "--folds all 1", "--shots all", "--shots=a", "--folds=-1", "--seeds x"]
+)
 def test_other_values_are_refused(words: str) -> None:
     with pytest.raises(UserError, match=f"{words[:7]} needs "):
-        split_grid(words.split())
+        take_axes(words.split())
 
 
-def test_fold_and_shot_are_filled_in_everywhere() -> None:
-    arguments = ["--ckpt_path", "runs/f{fold}_k{shot}/{fold}.ckpt"]
-    assert cell_arguments(arguments, "2", "5") == [
-        "--ckpt_path", "runs/f2_k5/2.ckpt", "--data.fold", "2", "--data.shot", "5",
+def test_placeholders_are_filled_in_everywhere() -> None:
+    arguments = ["--ckpt_path", "runs/{method}/f{fold}_k{shot}_s{seed}/{fold}.ckpt"]
+    given = {"method": "comp", "seed": "1", "fold": "2", "shot": "5"}
+    assert cell_arguments(arguments, given) == [
+        "--ckpt_path", "runs/comp/f2_k5_s1/2.ckpt", "--seed_everything", "1", "--data.fold", "2", "--data.shot", "5",
     ]  # fmt: skip
-    assert cell_arguments(["x"], None, "5") == ["x", "--data.shot", "5"]
+    assert cell_arguments(["x"], {"fold": None, "shot": "5"}) == ["x", "--data.shot", "5"]
 
 
-def test_a_placeholder_without_its_option_is_refused() -> None:
-    with pytest.raises(UserError, match=r"\{fold\} is used, but --folds is not given"):
-        cell_arguments(["--ckpt_path", "f{fold}"], None, "1")
+@pytest.mark.parametrize("name", ["fold", "seed", "method"])
+def test_a_placeholder_without_its_option_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"\{{{name}\}} is used, but --{name}s is not given"):
+        cell_arguments(["--ckpt_path", f"x{{{name}}}"], {name: None, "shot": "1"})
 
 
 def test_the_last_of_an_option_counts() -> None:
@@ -222,6 +224,13 @@ def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(LocalLauncher().run(_cells("--version", "--version")))
     assert len(calls) == 1
+
+
+def test_a_character_may_be_cut_in_two_while_it_is_read() -> None:
+    said, heard = "Datensätze → größer\n" * 1000, list[str]()
+    launching._watch(io.BytesIO(said.encode()), [heard.append])
+    assert len(heard) > 1
+    assert "".join(heard) == said
 
 
 def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def test_a_missing_model_or_data_set_says_how_to_name_one(here: Path, capsys: Ou
     line = error_line(capsys, ["fit", "--model", "tests.toy.FreeMethod"])
     assert "No data is configured. Add --config data/" in line
     assert "No data is configured" in error_line(capsys, ["episodes", "build"])
+    line = error_line(capsys, ["episodes", "build", "--config", "data/shapes.yaml", "--shot", "5"])
+    assert line == "fssbench: --shot belongs to --lists: say --data.shot instead."
 
 
 def test_a_required_setting_is_named(here: Path, capsys: Output) -> None:

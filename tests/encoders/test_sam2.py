@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from fssbench.errors import UserError
 pytest.importorskip("sam2")
 
 from tests.methods.sam2 import SIDE, TINY_SAM2
+from tests.processes import python
 
 
 @pytest.fixture
@@ -175,9 +174,7 @@ assert compose("application").answer == 42
 
 def test_an_application_that_uses_hydra_keeps_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "application.yaml").write_text("answer: 42\n")
-    program = HYDRA.format(folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    python("-c", HYDRA.format(folder=str(tmp_path)), folder=tmp_path)
 
 
 def test_without_sam2_the_user_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +196,5 @@ for name in methods.__all__:
 """
 
 
-def test_every_method_can_be_imported_without_sam2() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_every_method_can_be_imported_without_sam2(tmp_path: Path) -> None:
+    python("-c", WITHOUT, folder=tmp_path)

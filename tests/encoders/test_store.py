@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from fssbench.cli import main
@@ -70,6 +69,22 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     assert store.get("kind", image(1)) is not None
 
 
+def test_a_damaged_file_in_a_folder_that_may_only_be_read_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert store.get("kind", image(1)) is None
+    assert path.exists()
+
+
 def test_a_changed_byte_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = FeatureStore(tmp_path, 1)
     for number in (1, 2):
@@ -96,15 +111,17 @@ def test_clear_removes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["notes.txt"]
 
 
+def _write_sixty(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # a forked process cannot use the thread pool of its parent
+    store = FeatureStore(folder, 30 * 1.3 / 2**20)
+    for number in range(60):
+        store.put("kind", image(number), features(number))
+
+
 def test_processes_write_at_once(tmp_path: Path) -> None:
-    program = (
-        "import sys; from tests.encoders.test_store import *\n"
-        "store = FeatureStore(sys.argv[1], 30 * 1.3 / 2**20)\n"
-        "for number in range(60): store.put('kind', image(number), features(number))\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2]) for _ in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    # a spawned process imports torch again, which takes many times longer than the test; Windows has no fork
+    method = "fork" if "fork" in mp.get_all_start_methods() else "spawn"
+    mp.start_processes(_write_sixty, args=(str(tmp_path),), nprocs=3, start_method=method)
     store = FeatureStore(tmp_path, 1)
     assert store.damaged() == []
     assert not list(tmp_path.glob("*/??/.*"))

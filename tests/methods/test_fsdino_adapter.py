@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from fssbench.errors import UserError
-from methods.fsdino.adapter import Adapter, AdapterConfig
+from methods.fsdino.adapter import Adapter, AdapterConfig, AttentionBlock
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -48,6 +49,21 @@ def test_final_norm_is_over_channels() -> None:
     out = Adapter(8, 16, AdapterConfig(final_ln=True))(torch.randn(2, 8, 5, 5))
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 5, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.var(1, unbiased=False), torch.ones(2, 5, 5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_attention_blocks_compute_what_pytorchs_layer_does(norm_first: bool, activation: str) -> None:
+    settings = {"dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
+    torch.manual_seed(0)
+    ours, theirs = (
+        block(16, 4, activation=activation, norm_first=norm_first, **settings)
+        for block in (AttentionBlock, nn.TransformerEncoderLayer)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.randn(2, 9, 16)
+    for training in (True, False):
+        torch.testing.assert_close(ours.train(training)(tokens), theirs.train(training)(tokens))
 
 
 def test_positions_tell_equal_tokens_apart() -> None:

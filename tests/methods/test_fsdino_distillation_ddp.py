@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
 
@@ -13,8 +11,7 @@ from safetensors.torch import load_file
 
 from tests.data.images import make_images
 from tests.methods.sam import small_sam
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.processes import python
 
 SCRIPT = """
 import sys, torch
@@ -55,18 +52,10 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     make_images(tmp_path / "images", 31)
     small_sam(tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-    }
     reports, features = [], []
     with chdir(tmp_path):
         runpy.run_path("script.py")["main"](1, "out1")
-    command = [sys.executable, "script.py", "2", "out2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    python("script.py", "2", "out2", folder=tmp_path, HOME=str(tmp_path))
     for processes in (1, 2):
         reports.append(json.loads((tmp_path / f"out{processes}" / "distillation.json").read_text())["stages"])
         files = [load_file(path)["features"] for path in (tmp_path / f"kept{processes}").rglob("*.safetensors")]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +21,7 @@ from methods.fsdino.decoder import SamParts
 from methods.fsdino.plug_in import PROMPTS, FrozenSam, Object, iou, objects
 from methods.fsdino.stages import DistillConfig
 from tests.methods.sam import SMALL, Sam
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.processes import REPOSITORY, python
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +98,8 @@ def test_the_script_prints_all_three_embeddings(sam: Sam, tmp_path: Path) -> Non
     facts = {"settings": module.settings(), "teacher_sha256": module.teacher_sha256}
     state = {name: value.contiguous() for name, value in module.adapter.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "adapter.safetensors", {"fssbench_distillation": json.dumps(facts)})
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "plug_in.py"), "adapter.safetensors"]
-    command += ["--sam", "sam.pth", "--config", "data/shapes.yaml", "--objects", "3"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    options = ["--sam", "sam.pth", "--config", "data/shapes.yaml", "--objects", "3"]
+    done = python(REPOSITORY / "benchmarks" / "plug_in.py", "adapter.safetensors", *options, folder=tmp_path)
     assert "3 objects" in done.stdout
     assert "note:" not in done.stderr, "the teacher is the one the adapter was made with"
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]

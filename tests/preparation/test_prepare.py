@@ -18,8 +18,10 @@ import pytest
 from datamodules import recipes, recipes_coco, recipes_pascal
 from datamodules.coco20i import COCO20iDataset
 from datamodules.pascal5i import PASCAL5i, PASCAL5iDataset
-from fssbench.cli import main
+from fssbench.cli import main, prepare
+from fssbench.errors import UserError
 from fssbench.images import read_index_mask
+from fssbench.preparation.fetch import Source
 from fssbench.preparation.seal import read_prepared
 from fssbench.protocols.known import COCO_TRN_IMAGES, COCO_VAL_IMAGES, LISTS
 from tests.data.coco import make_coco
@@ -238,6 +240,26 @@ def test_coco_and_fss1000(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     make_fss1000(tmp_path / "fss")
     (tmp_path / "fss/test.txt").write_text("\n".join(CLASSES[:3]))
     assert main(["prepare", "fss1000", "--root", str(tmp_path / "fss"), "--subset"]) == 0
+
+
+def test_a_list_that_cannot_be_fetched_leaves_the_users_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_coco(tmp_path)
+    mine = tmp_path / "lists/hsnet-compat/fold0.txt"
+    mine.parent.mkdir(parents=True)
+    data = COCO20iDataset(tmp_path)
+    mine.write_text("".join(f"{c:02d} {key}\n" for c in (1, 5) for key in data.candidates(c, "test")))
+
+    def broken(source: Source, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{source.file}.part").write_text("half a li")
+        raise UserError(f"Cannot download {source.file}.")
+
+    monkeypatch.setattr(prepare, "fetch", broken)
+    assert main(["prepare", "coco20i", "--root", str(tmp_path), "--subset", "--download"]) == 0
+    assert capsys.readouterr().out.count("note: Cannot download val.txt.") == 2
+    assert sorted((tmp_path / "lists").rglob("*")) == [mine.parent, mine]
 
 
 def test_differences_from_the_published_coco_lists_are_told_by_class(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from fssbench.results.leaderboard import board
 from fssbench.results.record import ResultRecord
 from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow, write_table
+from tests.processes import PATIENCE
 from tests.results.make import make_record, make_rows
 
 
@@ -327,7 +328,7 @@ def test_many_processes_write_and_read_at_once(store: ResultStore, tmp_path: Pat
     workers = [context.Process(target=_write_many, args=args) for args in arguments]
     for worker in workers:
         worker.start()
-    outcomes = [outcome for _ in workers for outcome in results.get(timeout=120)]
+    outcomes = [outcome for _ in workers for outcome in results.get(timeout=PATIENCE)]
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
