@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
-RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only")
+RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only", "feature_cache", "feature_disk")
 """Config keys that say where things lie, not what is computed."""
 
 
@@ -210,8 +210,9 @@ def score_line(what: str, method: FewShotMethod) -> str:
     return f"{what}: mIoU {100 * method.scores['miou']:.2f}  FB-IoU {100 * method.scores['fb_iou']:.2f}"
 
 
-def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start.
+def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any], defaults: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start. `defaults` are the values of options that the version
+    which began the run may not have known.
 
     Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
     """
@@ -224,6 +225,7 @@ def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any]) -> Pat
         raise UserError(f"{run_dir} holds a run already. Choose another --run_dir.")
     config_file = run_dir / CONFIG_FILE
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    theirs, config = {**defaults, **theirs}, {**defaults, **config}
     different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
     if different:
         raise UserError(

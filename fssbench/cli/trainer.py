@@ -39,6 +39,17 @@ from fssbench.trainable import Trainable
 RUN_GROUP = "run"
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
+RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "name": (str | None, None),
+    "run_dir": (str | None, None),
+    "results": (str, "results"),
+    "overwrite": (Overwrite, "only-missing"),
+    "feature_cache": (float, 1024),
+    "feature_disk": (float, 0),
+    "feature_dtype": (StoredType, "float32"),
+    "compile_encoder": (CompileMode, "no"),
+}
+"""fssbench's own options of a run: type and default."""
 
 
 def integers_first(hints: dict[str, Any]) -> None:
@@ -98,18 +109,8 @@ class FssbenchCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where results go, and what to do with those that exist."""
         assert parser.groups is not None
-        types_and_defaults: dict[str, tuple[Any, Any]] = {
-            "name": (str | None, None),
-            "run_dir": (str | None, None),
-            "results": (str, "results"),
-            "overwrite": (Overwrite, "only-missing"),
-            "feature_cache": (float, 1024),
-            "feature_disk": (float, 0),
-            "feature_dtype": (StoredType, "float32"),
-            "compile_encoder": (CompileMode, "no"),
-        }
         texts = run_option_texts()
-        for name, (kind, default) in types_and_defaults.items():
+        for name, (kind, default) in RUN_OPTIONS.items():
             parser.groups[RUN_GROUP].add_argument(f"--{name}", type=kind, default=default, help=texts[name])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
@@ -238,7 +239,8 @@ class FssbenchCLI(LightningCLI):
         self._check_end(own["trainer"])
         if own.get("ckpt_path"):
             return
-        checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config())
+        defaults = {name: default for name, (_, default) in RUN_OPTIONS.items()}
+        checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config(), defaults)
         if checkpoint:
             rank_zero_info(f"going on with the unfinished run in {self.run_dir} (--overwrite always starts anew)")
             keep_metrics(self.run_dir)

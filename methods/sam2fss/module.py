@@ -281,7 +281,7 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name, hint in get_type_hints(SAM2FSS.__init__).items():
         if get_origin(hint) is Literal and settings[name] not in get_args(hint):
             raise UserError(f"{name} is {settings[name]!r}, which is unknown.{nearest(settings[name], get_args(hint))}")
-    for name, least in (("imr_iterations", 0), ("scma_alpha", 0), ("train_shot", 1)):
+    for name, least in (("imr_iterations", 0), ("train_shot", 1)):
         if settings[name] < least:
             raise UserError(f"{name} is {settings[name]}, expected {least} or more.")
     if settings["lr"] is not None and settings["lr"] <= 0:

@@ -84,6 +84,18 @@ def test_a_finished_fit_is_kept(fitted: Path, caplog: pytest.LogCaptureFixture) 
     assert (RUN / "last.ckpt").stat().st_mtime_ns > before
 
 
+def test_a_fit_is_kept_whatever_the_cache_and_before_an_option_existed(
+    fitted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (RUN / "config.yaml").read_text()
+    older = text.replace("compile_encoder: 'no'\n", "")
+    assert older != text
+    (RUN / "config.yaml").write_text(older)
+    with caplog.at_level("INFO"):
+        assert main(["fit", *TRAINED, *SHORT, "--feature_cache", "10"]) == 0
+    assert "kept: " in caplog.text
+
+
 def test_a_fit_with_other_settings_is_refused_in_the_same_folder(fitted: Path, capsys: Output) -> None:
     line = error_line(capsys, ["fit", *TRAINED, *SHORT, "--model.lr", "0.2"])
     assert "other settings (model)" in line

@@ -85,6 +85,7 @@ def test_every_row_of_the_specifications_table_is_a_setting_with_its_default() -
         {"imr_prior_minmax": False},
         {"scma_alpha": 0.0},
         {"scma_alpha": 30.0},
+        {"scma_alpha": -5.0},
         {"scma_keys": "projected"},
         {"scma_shot_mode": "off"},
         {"scma_shot_mode": "released_5shot"},
@@ -185,7 +186,6 @@ def test_the_loss_counts_ignored_pixels_as_the_setting_says(base: SAM2FSS) -> No
     ("kwargs", "message"),
     [
         ({"imr_iterations": -1}, "imr_iterations is -1, expected 0"),
-        ({"scma_alpha": -1.0}, "scma_alpha"),
         ({"train_shot": 0}, "train_shot is 0, expected 1"),
         ({"lr": 0.0}, "lr is 0.0, expected a number above 0"),
         ({"trainable": "afine"}, "trainable is 'afine'.*Did you mean 'affine'"),
