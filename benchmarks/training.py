@@ -8,7 +8,7 @@ The straightforward side takes one episode at a time in float32, encodes its ima
 branch as `correlation.py` does plainly, and steps the optimiser after as many episodes as our side has in a batch; ours
 takes them as one batch, keeps features in memory or on disk, and may use another precision. Both see the same episodes of
 generated images of two base classes and start with the same weights, so their losses can be compared: two seeds say how
-much losses differ anyway. Every run is a process of its own.
+much losses differ anyway. FS-DINO's adapter is frozen, as published, but random. Every run is a process of its own.
 
 The peak is the highest resident memory during training minus that before it, when the network is there (on a GPU torch's
 own peak). Goal: at most half the time and 0.6 of the memory. What a cache saves depends on how often images repeat, and
@@ -31,6 +31,7 @@ from generated import SIZES, Generated, build, trainer
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from measuring import CLOCKS, alternating, forget_peak, heading, median_ratio, of_own_process, resident
+from safetensors.torch import save_file
 
 from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.store import FeatureStore
@@ -140,25 +141,30 @@ def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -
     """Seconds, peak bytes and the loss of each optimiser step."""
     seed_everything(int(seed), verbose=False)
     plain = side == "plain"
-    again = options.recompute and name == "fsdino" and not plain
-    method = build(name, options.size, **({"train": TrainConfig(recompute_correlation=True)} if again else {}))
-    if plain and isinstance(method, FSDINO):
-        assert method.net.corr is not None
-        method.net.corr = Plain.like(method.net.corr)  # type: ignore[assignment]
-    data = Generated(
-        2,
-        options.images,
-        seed=int(seed),
-        batch_size=1 if plain else options.batch,
-        episodes_per_epoch=options.steps * options.batch,
-    )
-    watch = Watch(options.clock)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        adapter = folder / "adapter.safetensors"
+        train = TrainConfig(recompute_correlation=options.recompute and not plain)
+        method = build(
+            name, options.size, **({"adapter_weights": str(adapter), "train": train} if name == "fsdino" else {})
+        )
+        if isinstance(method, FSDINO):
+            save_file(method.net.adapter.state_dict(), adapter)
+            assert method.net.corr is not None
+            method.net.corr = Plain.like(method.net.corr) if plain else method.net.corr  # type: ignore[assignment]
         on_disk = options.features == "disk"
-        store = FeatureStore(Path(folder) / "features", 100) if on_disk and not plain else None
+        store = FeatureStore(folder / "features", 100) if on_disk and not plain else None
         method.cache = FeatureCache(0 if plain or on_disk else 4096, store=store)
+        data = Generated(
+            2,
+            options.images,
+            seed=int(seed),
+            batch_size=1 if plain else options.batch,
+            episodes_per_epoch=options.steps * options.batch,
+        )
+        watch = Watch(options.clock)
         runner = trainer(
-            Path(folder),
+            folder,
             max_epochs=1,
             limit_val_batches=0,
             accumulate_grad_batches=options.batch if plain else 1,
