@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ EXAMPLE = """example:
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Write one mask per image."""
+    """Write one mask per image; images that cannot be read are named at the end, with status 1."""
     parser = argparse.ArgumentParser(
         prog=f"fssbench {verb}",
         allow_abbrev=False,
@@ -57,14 +58,21 @@ def run(verb: str, arguments: list[str]) -> int:
     )  # fmt: skip
     images, masks = zip(*options.support, strict=True)
     segmenter.learn(images, masks)
+    unreadable = []
     for image, target in tqdm(targets.items(), "segmenting", delay=3, unit="image"):
-        pixels = read_image(image)
+        try:
+            pixels = read_image(image)
+        except UserError as error:  # the others get their masks
+            unreadable.append(str(error))
+            continue
         mask = segmenter(pixels)
         write_mask(target, mask.astype(np.uint8) * 255)
         if options.overlays:
             _write_overlay(target.with_name(f"{target.stem}_overlay.jpg"), pixels, mask)
-    print(f"{len(targets)} mask(s) in {options.out}")
-    return 0
+    print(f"{len(targets) - len(unreadable)} mask(s) in {options.out}")
+    for message in unreadable:
+        print(f"fssbench: {message}", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def images_in(paths: Iterable[str]) -> list[tuple[Path, Path]]:

@@ -44,6 +44,17 @@ def test_a_training_free_method(here: Path, capsys: Output) -> None:
     assert sorted(p.name for p in Path("found").iterdir()) == ["a.png", "b.png"]
 
 
+def test_a_damaged_image_is_named_and_the_others_get_their_masks(here: Path, capsys: Output) -> None:
+    support = photographs(here)
+    (here / "photos" / "b.png").write_bytes(b"no picture")
+    command = ["segment", "--model", "tests.toy.FreeMethod", "--model.bias", "0.1", *support, "--device", "cpu"]
+    assert main([*command, "--images", "photos"]) == 1
+    printed = capsys.readouterr()
+    assert "2 mask(s) in masks" in printed.out
+    assert "b.png" in printed.err
+    assert sorted(p.name for p in Path("masks").rglob("*.png")) == ["a.png", "c.png"]
+
+
 def test_mistakes_are_answered_in_one_line(fitted: Path, capsys: Output) -> None:
     support = photographs(fitted)
     (fitted / "empty").mkdir()
