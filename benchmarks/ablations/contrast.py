@@ -42,7 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     data = Shapes(fold=options.fold, batch_size=8, episodes_per_epoch=options.episodes, seed=0, image_size=SIDE)
     data.setup("fit")
-    found = sorted((row for batch in data.train_dataloader() for row in precisions(batch)), key=lambda row: row[0])
+    encoder, cache = ViTEncoder("from_weights", "shapes_vit.safetensors", SIDE, BLOCKS), FeatureCache()
+    rows = (row for batch in data.train_dataloader() for row in precisions(batch, encoder, cache))
+    found = sorted(rows, key=lambda row: row[0])
     names = list(found[0][1])
     print(f"{len(found)} episodes of base classes, fold {options.fold}\n")
     print(f"| support's area | {' | '.join(names)} |")
@@ -54,12 +56,10 @@ def main() -> None:
         print(f"| {title} ({100 * area:.0f} % of the tokens) | {' | '.join(cells)} |")
 
 
-encoder = ViTEncoder("from_weights", "shapes_vit.safetensors", SIDE, BLOCKS)
-cache = FeatureCache()
-
-
 @torch.no_grad()
-def precisions(batch: EpisodeBatch) -> Iterator[tuple[float, dict[str, float]]]:
+def precisions(
+    batch: EpisodeBatch, encoder: ViTEncoder, cache: FeatureCache
+) -> Iterator[tuple[float, dict[str, float]]]:
     """The support's area and the average precision of each way to weight it, for the episodes of a batch."""
     keys = [*batch.query_key, *(key for (key,) in batch.support_keys)]
     features = cache.features(keys, torch.cat([batch.query_image, batch.support_images[:, 0]]), encoder)

@@ -149,6 +149,14 @@ def test_training(here: Here) -> None:
     assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02), "the same weights, episodes and images"
 
 
+def test_contrast(here: Here) -> None:
+    rows = here("ablations/contrast.py", "--episodes", "16")
+    assert [row[0].split(" ")[0] for row in rows] == ["all", "small", "middle", "large"]
+    assert all(0 < float(cell) <= 100 for row in rows for cell in row[1:])
+    everything, *thirds = ([float(cell) for cell in row[1:]] for row in rows)
+    assert all(min(part) <= mean <= max(part) for mean, *part in zip(everything, *thirds, strict=True))
+
+
 CORRELATION = ["--grid", "6", "--blocks", "2", "--channels", "8"]
 
 
