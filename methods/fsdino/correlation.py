@@ -110,7 +110,7 @@ def token_signs(
 
 class _Layer(nn.Module):
     """A centre-pivot convolution, GroupNorm and ReLU; channels last. Only the convolution's result is kept for the
-    gradient: norm and ReLU, a hundredth of its arithmetic, are computed again."""
+    gradient: norm and ReLU, which are little arithmetic, are computed again."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
