@@ -5,10 +5,11 @@
     python benchmarks/ablations/run.py benchmarks/ablations/sam2fss.yaml --out ablations/untrained --model.trainable none
 
 The suite is that of `fssbench test --suite` (docs/board.md): rows with their options, folds, shots and seeds; a row is
-compared with the row that `--against` names. The options of all rows are checked before the first one runs. Every row is trained on one shot and tested on all; the seed is that of the
-weights and of the training episodes, while the test episodes are the same for all rows and seeds. All runs share one
-process, which saves their start, and one at a time uses the machine. What was finished is kept, so that the same command
-goes on after an interruption, or with further seeds (`--seeds 0 1 2`). Other options go to every run.
+compared with the row that `--against` names. The options of all rows are checked before the first one runs. Every row is
+trained on one shot and tested on all; the seed is that of the weights and of the training episodes, while the test episodes
+are the same for all rows and seeds. All runs share one process, which saves their start, and one at a time uses the machine.
+What was finished is kept, so that the same command goes on after an interruption, or with further seeds (`--seeds 0 1 2`).
+Other options go to every run.
 
 The table: mIoU on novel classes, the mean over folds and seeds (of the seeds with the most folds; `4 x 3 - 6` says that
 six of the twelve runs are missing); behind it the standard deviation over seeds of the mean over folds; and the difference

@@ -34,7 +34,7 @@ def run(verb: str, arguments: list[str]) -> int:
         prog=f"fssbench {verb}",
         allow_abbrev=False,
         description="Segment one class in your own images, given at least one example with its mask (white: the object). "
-        "Writes a PNG per image, 255 where the class is.",
+        "Writes a PNG per image, 255 where the class is. Images that cannot be read are named at the end (status 1).",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

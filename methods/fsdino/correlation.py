@@ -240,7 +240,7 @@ class CorrelationPrompt(nn.Module):
                 both = [Tokens.of(maps[part], self.config.eps) for maps in (query, support)]
             squeezed.append(squeeze(*both, signs, (height, width)))
             start += size
-        total = squeezed[0] if len(squeezed) == 1 else Activation(sum(part.value for part in squeezed))
+        total = squeezed[0] if len(squeezed) == 1 else Activation(squeezed[0].value + squeezed[1].value)
         mixed: Activation = self.mixing(total)
         return mixed.value.mean((1, 2)).permute(0, 3, 1, 2)
 
