@@ -55,7 +55,9 @@ def main() -> None:
     )
     parser.add_argument("--precision", default="32-true", help="of our side (default: 32-true)")
     parser.add_argument(
-        "--recompute", action="store_true", help="ours computes FS-DINO's correlation again in the backward pass"
+        "--recompute",
+        action="store_true",
+        help="ours computes FS-DINO's correlation, or SAM2FSS's memories and attention, again in the backward pass",
     )
     parser.add_argument("--rounds", type=int, default=1, help="of both sides and both seeds (default: 1)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
@@ -144,10 +146,11 @@ def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
         adapter = folder / "adapter.safetensors"
-        train = TrainConfig(recompute_correlation=options.recompute and not plain)
-        method = build(
-            name, options.size, **({"adapter_weights": str(adapter), "train": train} if name == "fsdino" else {})
-        )
+        recompute = options.recompute and not plain
+        settings: dict[str, Any] = {"recompute": recompute}
+        if name == "fsdino":
+            settings = {"adapter_weights": str(adapter), "train": TrainConfig(recompute_correlation=recompute)}
+        method = build(name, options.size, **settings)
         if isinstance(method, FSDINO):
             save_file(method.net.adapter.state_dict(), adapter)
             assert method.net.corr is not None

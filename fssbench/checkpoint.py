@@ -32,6 +32,18 @@ def checkpoint_mismatch(
     return None
 
 
+def without(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A copy of plain settings that lacks those named; `a.b` is entry b of the mapping a."""
+    kept = dict(settings)
+    for name in names:
+        outer, dot, inner = name.partition(".")
+        if not dot:
+            kept.pop(outer, None)
+        elif isinstance(kept.get(outer), Mapping):
+            kept[outer] = without(kept[outer], [inner])
+    return kept
+
+
 def class_path(cls: type) -> str:
     """Import path of a method class, the shortest public one: `methods.fsdino.FSDINO`."""
     package = cls.__module__.rpartition(".")[0]

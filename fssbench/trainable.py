@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal, Self
 
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from fssbench.checkpoint import checkpoint_mismatch, class_path, plain
+from fssbench.checkpoint import checkpoint_mismatch, class_path, plain, without
 from fssbench.encoders.weights import tensors_sha256
 from fssbench.errors import UserError
 
@@ -28,6 +29,9 @@ class Trainable(LightningModule, ABC):
     that freezes a part of a module overrides `frozen_names` too."""
     free_settings: ClassVar[tuple[str, ...]] = ("backbone_weights",)
     """Init arguments in which a run may differ from the checkpoint (weights are checked by content instead)."""
+    neutral_settings: ClassVar[tuple[str, ...]] = ()
+    """Init arguments that change no number, only what the work costs (`a.b`: field b of argument a): neither checkpoints
+    nor the identity of a result know them."""
     needs_checkpoint: ClassVar[bool] = True
     """False for a training-free method; a trained one refuses to be tested without a checkpoint."""
     reads: ClassVar[Literal["episodes", "images"]] = "episodes"
@@ -84,9 +88,10 @@ class Trainable(LightningModule, ABC):
         self.train(self.training)
 
     def settings(self) -> dict[str, Any]:
-        """The init arguments as plain JSON values; weight files by name, so a record does not depend on where
-        they lie."""
+        """The init arguments as plain JSON values, without `neutral_settings`; weight files by name, so a record does not
+        depend on where they lie."""
         values = {name: plain(value) for name, value in self.hparams.items() if not name.startswith("_")}
+        values = without(values, self.neutral_settings)
         return {
             name: PurePath(value).name if name.endswith("weights") and isinstance(value, str) else value
             for name, value in values.items()
@@ -125,6 +130,12 @@ class Trainable(LightningModule, ABC):
         """The weights are trained now."""
         self.trained = True
 
+    def checkpoint_problem(self, facts: Mapping[str, Any] | None) -> str | None:
+        """Why a checkpoint with this `fssbench` entry does not fit the method as it is configured; None if it does."""
+        if facts is not None:  # entries made before a setting was declared neutral still have it
+            facts = {**facts, "settings": without(facts["settings"], self.neutral_settings)}
+        return checkpoint_mismatch(facts, class_path(type(self)), self.settings(), self.free_settings)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, plus the hash of the frozen weights it belongs to."""
         state, frozen = checkpoint["state_dict"], self.frozen_names()
@@ -144,7 +155,7 @@ class Trainable(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method, other settings or another encoder; then complete its state."""
         facts = checkpoint.get("fssbench")
-        problem = checkpoint_mismatch(facts, class_path(type(self)), self.settings(), self.free_settings)
+        problem = self.checkpoint_problem(facts)
         if problem:
             raise UserError(problem)
         assert facts is not None

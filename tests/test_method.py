@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from fssbench.checkpoint import class_path
 from fssbench.encoders.cache import FeatureCache
 from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
@@ -24,10 +25,10 @@ def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
     )  # fmt: skip
 
 
-def fitted(folder: Path, **kwargs: Any) -> Path:
+def fitted(folder: Path, method: FewShotMethod | None = None, **kwargs: Any) -> Path:
     saver = ModelCheckpoint(dirpath=folder, filename="last")
     trainer = make_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=[saver])
-    trainer.fit(ColourMethod(**kwargs), datamodule=Toy(batch_size=4, episodes_per_epoch=8))
+    trainer.fit(method or ColourMethod(**kwargs), datamodule=Toy(batch_size=4, episodes_per_epoch=8))
     return folder / "last.ckpt"
 
 
@@ -85,6 +86,27 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     path = fitted(tmp_path)
     with pytest.raises(UserError, match=r"lr=0\.1.*0\.2"):
         scored(ColourMethod(lr=0.2), tmp_path, path)
+
+
+def test_settings_that_change_no_number_are_unknown_to_checkpoints_and_identities(tmp_path: Path) -> None:
+    class Careful(ColourMethod):
+        neutral_settings = ("bias", "parts.lean")
+
+        def __init__(self, bias: float = 0.5, parts: Any = None) -> None:
+            super().__init__(bias=bias)
+
+    plain, lean = Careful(), Careful(0.1, {"lean": True, "kind": 1})
+    assert plain.settings() == {"image_size": 16, "lr": 0.1, "parts": None}
+    assert lean.settings() == {**plain.settings(), "parts": {"kind": 1}}
+    older = {
+        "method_class": class_path(Careful),
+        "settings": {**plain.settings(), "bias": 0.3, "parts": {"lean": False, "kind": 1}},
+    }
+    assert lean.checkpoint_problem(older) is None
+    assert "parts" in (plain.checkpoint_problem(older) or "")
+    path = fitted(tmp_path, Careful(0.2, {"lean": False}))
+    assert torch.load(path, weights_only=True)["fssbench"]["settings"]["parts"] == {}
+    scored(Careful(0.3, {"lean": True}), tmp_path, path)
 
 
 def test_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:

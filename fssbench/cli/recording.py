@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from fssbench import __version__
+from fssbench.checkpoint import without
 from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record
 from fssbench.cli.tracking import log_record
 from fssbench.errors import UserError
@@ -210,9 +211,13 @@ def score_line(what: str, method: FewShotMethod) -> str:
     return f"{what}: mIoU {100 * method.scores['miou']:.2f}  FB-IoU {100 * method.scores['fb_iou']:.2f}"
 
 
-def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any], defaults: Mapping[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start. `defaults` are the values of options that the version
-    which began the run may not have known.
+def unfinished_run(
+    run_dir: Path, overwrite: str, config: dict[str, Any], defaults: Mapping[str, Any], neutral: Iterable[str] = ()
+) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    defaults  values of options that the version which began the run may not have known
+    neutral   settings of the method that may have changed since (`Trainable.neutral_settings`)
 
     Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
     """
@@ -225,7 +230,8 @@ def unfinished_run(run_dir: Path, overwrite: str, config: dict[str, Any], defaul
         raise UserError(f"{run_dir} holds a run already. Choose another --run_dir.")
     config_file = run_dir / CONFIG_FILE
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    theirs, config = {**defaults, **theirs}, {**defaults, **config}
+    changeable = [f"model.init_args.{name}" for name in neutral]
+    theirs, config = (without({**defaults, **settings}, changeable) for settings in (theirs, config))
     different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
     if different:
         raise UserError(

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from datamodules.episodic import EpisodicDataModule
-from fssbench.checkpoint import checkpoint_mismatch, class_path
+from fssbench.checkpoint import class_path
 from fssbench.cli.grid import config_names
 from fssbench.cli.messages import parse_message
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
@@ -240,7 +240,8 @@ class FssbenchCLI(LightningCLI):
         if own.get("ckpt_path"):
             return
         defaults = {name: default for name, (_, default) in RUN_OPTIONS.items()}
-        checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config(), defaults)
+        neutral = self.model.neutral_settings
+        checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config(), defaults, neutral)
         if checkpoint:
             rank_zero_info(f"going on with the unfinished run in {self.run_dir} (--overwrite always starts anew)")
             keep_metrics(self.run_dir)
@@ -272,8 +273,7 @@ class FssbenchCLI(LightningCLI):
         checkpoint = load_plain(path, "Checkpoint", hint)
         if not isinstance(checkpoint, dict):
             raise UserError(f"{path} holds no checkpoint. {hint}")
-        settings, free = self.model.settings(), self.model.free_settings
-        problem = checkpoint_mismatch(checkpoint.get("fssbench"), class_path(type(self.model)), settings, free)
+        problem = self.model.checkpoint_problem(checkpoint.get("fssbench"))
         if problem:
             raise UserError(f"{path}: {problem}")
 

@@ -87,6 +87,7 @@ class FSDINO(FewShotMethod):
     """
 
     free_settings: ClassVar[tuple[str, ...]] = (*FewShotMethod.free_settings, "kshot_merge", "compile")
+    neutral_settings: ClassVar[tuple[str, ...]] = ("train.recompute_correlation",)
 
     def __init__(
         self,

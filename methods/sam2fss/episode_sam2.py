@@ -6,12 +6,13 @@ sam2fss.md 2.3, 2.5 and 2.7. Everything is done by SAM 2's own functions except 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fssbench.encoders.sam2 import MEAN, STD, rope_attentions
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from methods.sam2fss.calibration import Calibration
 
 Features = dict[str, Tensor]
+Result = TypeVar("Result")
 LEVELS = ("level0", "level1", "level2")
 """Names of the pyramid: (M, C/8, S/4, S/4), (M, C/4, S/8, S/8), (M, C, h, w)."""
 NO_OBJECT = -1024.0
@@ -47,15 +49,19 @@ class EpisodeSAM2(nn.Module):
     """The four things SAM2FSS asks of a SAM 2 model: encode images, encode masks to memories, attend, decode.
 
     object_score_gating  overwrite the final mask of an object that SAM 2 believes to be absent, as stock SAM 2 does
+    recompute            in training, compute memories, pointers and each layer of memory attention again in the backward
+                         pass instead of keeping what they need for it
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: SAM2Base, object_score_gating: bool = False) -> None:
+    def __init__(self, model: SAM2Base, object_score_gating: bool = False, recompute: bool = False) -> None:
         super().__init__()
         self.model: Any = model
-        self.object_score_gating = object_score_gating
+        self.object_score_gating, self.recompute = object_score_gating, recompute
+        for layer in self.model.memory_attention.layers:
+            layer.recompute = recompute
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
@@ -72,11 +78,21 @@ class EpisodeSAM2(nn.Module):
         memory, position = self.encode_memory(features, mask)
         return MemoryFrame(memory, position, self.encode_pointer(features, mask))
 
+    def _kept(self, function: Callable[[Features, Tensor], Result], features: Features, mask: Tensor) -> Result:
+        """The function's result, with nothing but its arguments kept for the gradient where that is asked for."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return function(features, mask)
+        result: Result = checkpoint(function, features, mask, use_reentrant=False)
+        return result
+
     def encode_memory(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The spatial part alone: memory and position (M, c, h, w).
 
         A mask p is taken as the logits 20 p - 10, as SAM 2 takes a mask that it is given.
         """
+        return self._kept(self._memory, features, mask)
+
+    def _memory(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor]:
         coarse = features[LEVELS[-1]]
         present = (mask.flatten(1) > 0).any(1, keepdim=True).float()
         memory, positions = self.model._encode_new_memory(
@@ -90,6 +106,9 @@ class EpisodeSAM2(nn.Module):
 
     def encode_pointer(self, features: Features, mask: Tensor) -> Tensor:
         """The object pointer alone (M, C), with SAM 2's own handling of absent objects."""
+        return self._kept(self._pointer, features, mask)
+
+    def _pointer(self, features: Features, mask: Tensor) -> Tensor:
         fine = [features[name] for name in LEVELS[:-1]]
         pointer: Tensor = self.model._use_mask_as_output(features[LEVELS[-1]], fine, mask)[5]
         return pointer

@@ -14,6 +14,7 @@ from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.position_encoding import apply_rotary_enc
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from methods.sam2fss.calibration import Calibration, calibration_bias, likeness_to_supports
 
@@ -66,7 +67,12 @@ class CalibratedRoPEAttention(RoPEAttention):
 
 
 class CalibratedMemoryAttentionLayer(MemoryAttentionLayer):
-    """SAM 2's layer, which hands a calibration on to its cross-attention."""
+    """SAM 2's layer, which hands a calibration on to its cross-attention.
+
+    With `recompute` nothing but the arguments is kept for the gradient, and the layer computed again in the backward pass.
+    """
+
+    recompute = False
 
     def forward(
         self,
@@ -78,10 +84,25 @@ class CalibratedMemoryAttentionLayer(MemoryAttentionLayer):
         calibration: Calibration | None = None,
     ) -> Tensor:
         """Query tokens (B, N, C) and bank (B, L, M) with its positions -> (B, N, C)."""
+        args = tgt, memory, pos, query_pos, num_k_exclude_rope, calibration
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._forward, *args, use_reentrant=False)
+            return again
+        return self._forward(*args)
+
+    def _forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        pos: Tensor | None,
+        query_pos: Tensor | None,
+        pointers: int,
+        calibration: Calibration | None,
+    ) -> Tensor:
         if calibration is None:
-            return super().forward(tgt, memory, pos, query_pos, num_k_exclude_rope)
+            return super().forward(tgt, memory, pos, query_pos, pointers)
         tgt = self._forward_sa(tgt, query_pos)
-        tgt = self._forward_calibrated(tgt, memory, pos, query_pos, num_k_exclude_rope, calibration)
+        tgt = self._forward_calibrated(tgt, memory, pos, query_pos, pointers, calibration)
         hidden = self.dropout(self.activation(self.linear1(self.norm3(tgt))))
         return tgt + self.dropout3(self.linear2(hidden))
 

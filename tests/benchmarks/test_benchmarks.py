@@ -147,6 +147,9 @@ def test_training(here: Here) -> None:
     assert [row[:2] for row in rows] == [["fsdino", "plain"], ["fsdino", "ours"]]
     plain, ours = (row[-1].split(", ") for row in rows)
     assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02), "the same weights, episodes and images"
+    pytest.importorskip("sam2")
+    plain, ours = (row[-1].split(", ") for row in here("training.py", "--methods", "sam2fss", "--recompute", *smallest))
+    assert float(plain[0]) == pytest.approx(float(ours[0]), abs=0.02)
 
 
 def test_contrast(here: Here) -> None:

@@ -21,7 +21,7 @@ from fssbench.method import FewShotMethod
 from methods.sam2fss import SAM2FSS
 from methods.sam2fss.module import poly
 from methods.sam2fss.trainable import trainable_names
-from tests.methods.sam2 import SIDE, TINY_SAM2, encoded, small_method
+from tests.methods.sam2 import SIDE, TINY_SAM2, encoded, episode, small_method
 from tests.toy import Toy
 
 PREFIX = "net.sam2.model."
@@ -72,6 +72,35 @@ def after_a_step(trainable: Any, precision: str = "fp32") -> tuple[SAM2FSS, set[
         moved = float((method.segment(*parts) - first).abs().max())
     changed = {n for n, value in method.state_dict().items() if not torch.equal(value, before[n])}
     return method, changed, moved
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputing_gives_the_same_bits_and_keeps_less(precision: str, naive: bool) -> None:
+    def gradients(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
+        method = small_method(
+            recompute=recompute, precision=precision, pseudo_prompts=not naive, trainable="paper"
+        ).train()
+        parts, kept = encoded(method, *episode(shot=2)), {}
+        torch.manual_seed(0)  # of the dropout in memory attention
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = method.segment(*parts)
+        for tensor in [*method.state_dict().values(), *parts[0].values(), *parts[1].values()]:
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        method.loss(logits, torch.ones(2, SIDE, SIDE, dtype=torch.uint8)).backward()
+        found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+        return {**found, "logits": logits.detach()}, sum(storage.nbytes() for storage in kept.values())
+
+    (plain, much), (again, little) = gradients(False), gradients(True)
+    assert set(plain) == set(again)
+    assert all(torch.equal(value, again[name]) for name, value in plain.items())
+    assert any(value.abs().max() > 0 for name, value in plain.items() if "memory_encoder" in name)
+    assert little < much / 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
