@@ -38,6 +38,8 @@ class CorrConfig:
         eps: added to the length of a token when it is normalised (HSNet's value).
         ce: contrastive enhancement: correlations with the support's background are subtracted; null: as the preset
             says (`fsdino_ce` yes, others no).
+        ce_balance: with `ce`, weigh the background down until it counts no more than the object in sum (our choice; the
+            paper's formula counts every token the same, and most tokens are background).
     """
 
     blocks: tuple[int, ...] = (-6, -5, -4, -3, -2, -1)
@@ -48,6 +50,7 @@ class CorrConfig:
     mask: Literal["binary", "soft"] = "binary"
     eps: float = 1e-5
     ce: bool | None = None
+    ce_balance: bool = False
 
 
 class Tokens(NamedTuple):
@@ -90,10 +93,12 @@ def token_signs(
     mask: Literal["binary", "soft"] = "binary",
     threshold: float = 0.5,
     exclude: bool = False,
+    balance: bool = False,
 ) -> Tensor:
     """The factor of each support token's correlations: (B, h, w) in [-1, 1].
 
-    Foreground counts 1 (soft: its part of the token). Background counts 0, with `ce` -1: H = C M, or H = C (2 M - 1).
+    Foreground counts 1 (soft: its part of the token). Background counts 0, with `ce` -1: H = C M, or H = C (2 M - 1);
+    with `balance` all background of a support together at most as much as its foreground: H = C (M - w (1 - M)).
     Where ignored pixels are excluded, a token is background only where that covers it to `threshold` (soft: by its
     part), and a token that is neither counts 0.
 
@@ -105,7 +110,12 @@ def token_signs(
     if not ce:
         return foreground
     other = 1 - foreground
-    return foreground - (torch.minimum(background, other) if exclude else other)
+    if exclude:
+        other = torch.minimum(background, other)
+    if balance:
+        inside, outside = (part.sum((1, 2), keepdim=True) for part in (foreground, other))
+        other = other * torch.where(outside > inside, inside / outside, 1)
+    return foreground - other
 
 
 class _Layer(nn.Module):

@@ -197,6 +197,7 @@ class FSDINONet(nn.Module):
             mask=self.corr.config.mask,
             threshold=self.mask_threshold,
             exclude=self.support_ignore == "exclude",
+            balance=self.corr.config.ce_balance,
         )
         query_maps = [query[name] for name in self.matched]
         shots = range(signs.shape[1])

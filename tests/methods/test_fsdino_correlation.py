@@ -118,6 +118,18 @@ def test_signs_without_and_with_contrast() -> None:
     assert torch.equal(token_signs(ones, 1 - ones, ce=True), token_signs(ones, 1 - ones, ce=False))
 
 
+def test_balanced_background_counts_at_most_as_much_as_the_object() -> None:
+    small, large, none = [0.0, 0, 0, 1], [1.0, 1, 1, 0], [1.0, 1, 1, 1]
+    m = torch.tensor([small, large, none]).view(3, 2, 2)
+    third = torch.tensor([[-1 / 3, -1 / 3, -1 / 3, 1], [1, 1, 1, -1], [1, 1, 1, 1]]).view(3, 2, 2)
+    torch.testing.assert_close(token_signs(m, 1 - m, ce=True, balance=True), third)
+    assert torch.equal(token_signs(m, 1 - m, ce=False, balance=True), m), "nothing to balance without contrast"
+    soft = torch.tensor([[[0.1, 0.3], [0.0, 0.2]]])
+    background = torch.tensor([[[0.5, 0.7], [1.0, 0.0]]])  # the rest of the first and the last token is ignored
+    found = token_signs(soft, background, ce=True, mask="soft", exclude=True, balance=True)
+    torch.testing.assert_close(found, soft - background * 0.6 / 2.2)
+
+
 def test_contrast_is_negated_by_the_opposite_mask_and_keeps_the_range() -> None:
     m = torch.randint(0, 2, (2, 6, 6), generator=torch.Generator().manual_seed(0)).float()
     c = correlation(tokens(1), tokens(2))
