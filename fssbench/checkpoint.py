@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
+
+MISSING = object()
 
 
 def checkpoint_mismatch(
-    facts: Mapping[str, Any] | None, method_class: str, settings: Mapping[str, Any], free: Iterable[str] = ()
+    facts: Mapping[str, Any] | None,
+    method_class: str,
+    settings: Mapping[str, Any],
+    free: Iterable[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> str | None:
-    """Why a checkpoint (its `fssbench` entry) does not fit a configured method; None if it does."""
+    """Why a checkpoint (its `fssbench` entry) does not fit a configured method; None if it does.
+
+    free      settings that may differ
+    defaults  of the settings: what holds for a checkpoint made before a setting existed
+    """
     if facts is None:
         return (
             "The checkpoint was not made by fssbench (it lacks the 'fssbench' entry). Use one made by `fssbench fit`."
@@ -21,7 +32,7 @@ def checkpoint_mismatch(
             f"The checkpoint is of {facts['method_class']}, the configuration asks for {method_class}. "
             "Use that method's config, or a checkpoint of the configured method."
         )
-    theirs = facts["settings"]
+    theirs = completed(facts["settings"], settings, defaults)
     different = [n for n in sorted({*theirs, *settings}) if n not in free and theirs.get(n) != settings.get(n)]
     if different:
         name = different[0]
@@ -30,6 +41,18 @@ def checkpoint_mismatch(
             f"{settings.get(name)!r} (differing: {', '.join(different)}). Use the settings it was trained with."
         )
     return None
+
+
+def completed(theirs: Mapping[str, Any], ours: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings of an earlier version, with the defaults of those of `ours` that it did not have, at any depth."""
+    found = dict(theirs)
+    for name, value in ours.items():
+        default = defaults.get(name, MISSING)
+        if name not in found and default is not MISSING:
+            found[name] = default
+        elif all(isinstance(x, Mapping) for x in (found.get(name), value, default)):
+            found[name] = completed(found[name], value, defaults[name])
+    return found
 
 
 def without(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

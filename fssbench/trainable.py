@@ -97,6 +97,13 @@ class Trainable(LightningModule, ABC):
             for name, value in values.items()
         }
 
+    @classmethod
+    def default_settings(cls) -> dict[str, Any]:
+        """The defaults of the init arguments, as `settings` has them. A new setting's default is what was done before it
+        existed: it holds for checkpoints and runs of earlier versions."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: plain(p.default) for p in parameters if p.default is not p.empty}
+
     def weights_sha256(self, only: tuple[str, ...] | None = None) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights and buffers (or of those below `only`)."""
 
@@ -134,7 +141,8 @@ class Trainable(LightningModule, ABC):
         """Why a checkpoint with this `fssbench` entry does not fit the method as it is configured; None if it does."""
         if facts is not None:  # entries made before a setting was declared neutral still have it
             facts = {**facts, "settings": without(facts["settings"], self.neutral_settings)}
-        return checkpoint_mismatch(facts, class_path(type(self)), self.settings(), self.free_settings)
+        known, defaults = self.settings(), self.default_settings()
+        return checkpoint_mismatch(facts, class_path(type(self)), known, self.free_settings, defaults)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, plus the hash of the frozen weights it belongs to."""

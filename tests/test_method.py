@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fssbench.checkpoint import class_path
+from fssbench.checkpoint import checkpoint_mismatch, class_path
 from fssbench.encoders.cache import FeatureCache
 from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
@@ -86,6 +86,23 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     path = fitted(tmp_path)
     with pytest.raises(UserError, match=r"lr=0\.1.*0\.2"):
         scored(ColourMethod(lr=0.2), tmp_path, path)
+
+
+def test_a_checkpoint_made_before_a_setting_existed_has_its_default() -> None:
+    made = {"method_class": "m", "settings": {"lr": 1, "parts": {"depth": 2}, "own": {"a": 1}}}
+    defaults = {"lr": 1, "parts": {"depth": 3, "wide": False}, "new": None, "own": None}
+    ours = {"lr": 1, "parts": {"depth": 2, "wide": False}, "new": None, "own": {"a": 1}}
+    assert checkpoint_mismatch(made, "m", ours, defaults=defaults) is None
+    assert "new=None" in str(checkpoint_mismatch(made, "m", {**ours, "new": 1}, defaults=defaults))
+    wide = {**ours, "parts": {"depth": 2, "wide": True}}
+    assert "differing: parts)" in str(checkpoint_mismatch(made, "m", wide, defaults=defaults))
+    deep = {**ours, "parts": {"depth": 3, "wide": False}}
+    assert "differing: parts)" in str(checkpoint_mismatch(made, "m", deep, defaults=defaults)), "its own depth counts"
+    assert "differing: own)" in str(
+        checkpoint_mismatch(made, "m", {**ours, "own": {"a": 1, "b": 2}}, defaults=defaults)
+    )
+    less = {name: value for name, value in ours.items() if name != "lr"}
+    assert "differing: lr)" in str(checkpoint_mismatch(made, "m", less, defaults=defaults)), "a setting that is gone"
 
 
 def test_settings_that_change_no_number_are_unknown_to_checkpoints_and_identities(tmp_path: Path) -> None:

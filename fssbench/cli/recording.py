@@ -18,7 +18,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from fssbench import __version__
-from fssbench.checkpoint import without
+from fssbench.checkpoint import completed, without
 from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record
 from fssbench.cli.tracking import log_record
 from fssbench.errors import UserError
@@ -216,7 +216,7 @@ def unfinished_run(
 ) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start.
 
-    defaults  values of options that the version which began the run may not have known
+    defaults  values of options and settings that the version which began the run may not have known
     neutral   settings of the method that may have changed since (`Trainable.neutral_settings`)
 
     Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
@@ -231,7 +231,7 @@ def unfinished_run(
     config_file = run_dir / CONFIG_FILE
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
     changeable = [f"model.init_args.{name}" for name in neutral]
-    theirs, config = (without({**defaults, **settings}, changeable) for settings in (theirs, config))
+    theirs, config = (without(settings, changeable) for settings in (completed(theirs, config, defaults), config))
     different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
     if different:
         raise UserError(

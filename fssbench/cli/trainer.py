@@ -239,7 +239,8 @@ class FssbenchCLI(LightningCLI):
         self._check_end(own["trainer"])
         if own.get("ckpt_path"):
             return
-        defaults = {name: default for name, (_, default) in RUN_OPTIONS.items()}
+        defaults: dict[str, Any] = {name: default for name, (_, default) in RUN_OPTIONS.items()}
+        defaults["model"] = {"init_args": self.model.default_settings()}
         neutral = self.model.neutral_settings
         checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config(), defaults, neutral)
         if checkpoint:

@@ -90,12 +90,18 @@ def test_a_fit_is_kept_whatever_the_cache_and_before_an_option_existed(
     fitted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (RUN / "config.yaml").read_text()
-    older = text.replace("compile_encoder: 'no'\n", "")
-    assert older != text
+    older = text.replace("compile_encoder: 'no'\n", "").replace("    bias: 0.5\n", "")
+    assert len(text.splitlines()) == len(older.splitlines()) + 2
     (RUN / "config.yaml").write_text(older)
     with caplog.at_level("INFO"):
         assert main(["fit", *TRAINED, *SHORT, "--feature_cache", "10"]) == 0
     assert "kept: " in caplog.text
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    del checkpoint["fssbench"]["settings"]["bias"]
+    torch.save(checkpoint, CHECKPOINT)
+    assert main(["test", *LOADED]) == 0
+    (RUN / "config.yaml").write_text(older.replace("    lr: 0.1\n", "    lr: 0.2\n"))
+    assert main(["fit", *TRAINED, *SHORT]) == 2
 
 
 def test_a_fit_with_other_settings_is_refused_in_the_same_folder(fitted: Path, capsys: Output) -> None:
