@@ -59,7 +59,9 @@ def run(verb: str, arguments: list[str]) -> int:
         first = next(iter(methods.values()), MethodWords([], []))
         count = number_of_folds([*first.before, *arguments, *first.after])
         axes = axes._replace(folds=[str(fold) for fold in range(count)])
-    return _run_all(verb, grid_cells(verb, arguments, methods, axes), words, results_folder(arguments))
+    cells = grid_cells(verb, arguments, methods, axes)
+    firsts = cells[:: len(cells) // max(1, len(methods))]  # of each method
+    return _run_all(verb, cells, firsts, words, results_folder(arguments))
 
 
 def take_words(arguments: list[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -136,16 +138,21 @@ def cell_arguments(arguments: list[str], given: Mapping[str, str | None]) -> lis
     return arguments
 
 
-def _run_all(verb: str, cells: list[Cell], words: dict[str, list[str]], results: Path) -> int:
-    """Run each cell in a process of its own; a failed one does not stop the others."""
+def _run_all(verb: str, cells: list[Cell], firsts: list[Cell], words: dict[str, list[str]], results: Path) -> int:
+    """Run each cell in a process of its own; a failed one does not stop the others. `firsts` are looked at before."""
     jobs = words.get("--jobs", ["1"])[0]
     if not jobs.isdigit():
         raise UserError(f"--jobs needs a number; got '{jobs}'.")
     progress = make_progress(verb, len(cells), int(jobs))
+    kind = words.get("--launcher", ["local"])[0]
     launcher = make_launcher(
-        words.get("--launcher", ["local"])[0], int(jobs), slurm_parameters(words.get("--slurm", [])),
+        kind, int(jobs), slurm_parameters(words.get("--slurm", [])),
         Path("runs") / "slurm", show=not progress.live,
     )  # fmt: skip
+    if kind == "local":  # other machines may have other folders
+        from fssbench.cli.running import refuse_if_none_can_run
+
+        refuse_if_none_can_run(list(cell.arguments[1:]) for cell in firsts)
     failed: dict[str, str] = {}
     with progress:
         for cell, outcome in launcher.run(cells, progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -61,6 +62,23 @@ def number_of_folds(arguments: list[str]) -> int:
     before any run starts."""
     module = data_module(checked_config(arguments)["data"])
     return module.number_of_folds() if isinstance(module, EpisodicDataModule) else 1
+
+
+def refuse_if_none_can_run(runs: Iterable[list[str]]) -> None:
+    """Look at the configuration and the data folder of several runs before the first one starts. Raises the first
+    one's `UserError` where all have one; where some are good, the others are left to fail by themselves."""
+    problems: list[UserError] = []
+    for arguments in runs:
+        try:
+            module = data_module(checked_config(arguments)["data"])
+            if isinstance(module, EpisodicDataModule):
+                module.make_dataset()
+        except UserError as error:
+            problems.append(error)
+        else:
+            return
+    if problems:
+        raise problems[0]
 
 
 def checked_config(arguments: list[str]) -> Namespace:

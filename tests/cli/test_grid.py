@@ -357,17 +357,17 @@ def test_a_failed_run_is_on_the_board_until_it_succeeds(
     cells: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["test", *TOY, "--model.bias", "0.4", "--folds", "0", "1"]
-    Path("config.yaml").write_text("data: {init_args: {batch_size: 0}}\n")
+    Path("config.yaml").write_text("data: {init_args: {protocol: bam-compat}}\n")
     assert main([*arguments, "--config", "config.yaml"]) == 1
     capsys.readouterr()
     (one, two) = load_board("results").failed
     assert (one.name, two.name) == ("fold 0", "fold 1")
-    assert "batch_size" in one.reason
+    assert "data.protocol bam-compat is not defined for toy" in one.reason
     assert main(["leaderboard"]) == 0
     assert f"fssbench: failed: fold 0, fold 1: {one.reason}" in capsys.readouterr().err
     assert main(["leaderboard", "--format", "html"]) == 0
     assert "Failed runs" in Path("board.html").read_text()
-    Path("config.yaml").write_text("data: {init_args: {batch_size: 4}}\n")
+    Path("config.yaml").write_text("data: {init_args: {protocol: clean-v1}}\n")
     assert main([*arguments, "--config", "config.yaml"]) == 0
     assert load_board("results").failed == []
 
@@ -378,6 +378,22 @@ def test_a_wrong_configuration_is_refused_before_any_run(
     assert main(["test", *TOY, "--folds", "all", "--model.lrr", "1"]) == 2
     assert "Did you mean 'lr'?" in capsys.readouterr().err
     assert cells == []
+
+
+def test_a_missing_data_folder_is_told_once(cells: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ["--data", "FSS1000", "--data.root", "nowhere", "--trainer.accelerator", "cpu"]
+    assert main(["test", "--model", "tests.toy.FreeMethod", *missing, "--shots", "1", "5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("The data folder nowhere is missing") == 1
+    assert cells == []
+    assert load_board("results").failed == []
+
+
+def test_one_method_that_can_run_is_enough_to_begin(cells: list[list[str]]) -> None:
+    suite = SUITE.replace("low: {model.bias: 0.3}", "low: {data: FSS1000, data.root: nowhere}")
+    Path("suite.yaml").write_text(suite)
+    assert main(["test", "--suite", "suite.yaml", "--folds", "1"]) == 1
+    assert [record.key.method for record in ResultStore("out").read_all().records] == ["high"]
 
 
 def test_two_processes_write_one_record(tmp_path: Path) -> None:
