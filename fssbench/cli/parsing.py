@@ -16,20 +16,22 @@ import datamodules
 import methods
 from datamodules.episodic import EpisodicDataModule
 from fssbench.cli import VERBS
-from fssbench.cli.configs import find_config, read_config
+from fssbench.cli.configs import find_config, read_config, told
 from fssbench.cli.messages import parse_message, quiet
 from fssbench.errors import UserError, user_error_in
 from fssbench.protocols.manifest import Manifest
 
 
 class NamedConfig(ActionConfigFile):
-    """`--config NAME`: the file is looked for by `find_config`, and the one taken is printed."""
+    """`--config NAME`: the file is looked for by `find_config`, and the one taken is printed once in a command."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Resolve the name, then do what jsonargparse does with a file; errors name the file."""
         path = find_config(str(values))
         read_config(path)
-        rank_zero_info(f"config {values}: {path}")
+        if path not in told:
+            told.add(path)
+            rank_zero_info(f"config {values}: {path}")
         try:
             super().__call__(parser, cfg, str(path), option_string)
         except (ArgumentError, TypeError) as error:
