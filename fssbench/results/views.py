@@ -71,21 +71,8 @@ def _board(table: Table, wide: bool) -> Grid:
     has_intervals = any(row.interval for row in table.rows)
     middle = ["95 %"] if has_intervals else []
     last = ["FB 95 %"] if has_intervals and wide else []
-    columns = [
-        "#",
-        "method",
-        "config",
-        *own,
-        *folds,
-        "mIoU",
-        *middle,
-        "FB-IoU",
-        *last,
-        "params",
-        "trained",
-        "s/ep",
-        "GiB",
-    ]
+    scores = ["mIoU", *middle, "FB-IoU", *last]
+    columns = ["#", "method", "config", *own, *folds, *scores, "params", "trained", "s/ep", "GiB"]
     rows = []
     for row in table.rows:
         differing = _differing(row)
