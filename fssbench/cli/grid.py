@@ -131,7 +131,7 @@ def cell_arguments(arguments: list[str], given: Mapping[str, str | None]) -> lis
     for name, value in given.items():
         if value is None:
             if any(f"{{{name}}}" in word for word in arguments):
-                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
+                raise UserError(f"{{{name}}} is used, but --{name}s is not given. Add it, or write the value itself.")
             continue
         arguments = [word.replace(f"{{{name}}}", value) for word in arguments]
         arguments += [OPTIONS[name], value] if name in OPTIONS else []

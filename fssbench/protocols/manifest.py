@@ -181,7 +181,8 @@ def build_manifest(
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
     if not drawn:
         raise TooFewImages(
-            f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
+            f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs. Use fewer "
+            "shots, or add images."
         )
     used = dict.fromkeys(episode.class_id for episode in drawn)
     header = ManifestHeader(
