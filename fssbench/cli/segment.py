@@ -16,12 +16,11 @@ from fssbench.cli.messages import parse_message, quiet
 from fssbench.cli.parsing import new_parser, option_names, register_classes
 from fssbench.errors import UserError, user_error_in
 from fssbench.files import written_whole
-from fssbench.images import read_image, write_mask
+from fssbench.images import IMAGE_SUFFIXES, read_image, write_mask
 from fssbench.method import FewShotMethod
 from fssbench.segmenter import Segmenter
 from fssbench.viz import overlay
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 EXAMPLE = """example:
   fssbench segment --ckpt_path runs/comp/folder/fold0/last.ckpt \\
                    --support one.jpg one_mask.png --support two.jpg two_mask.png --images photos/ --out masks
@@ -80,9 +79,11 @@ def images_in(paths: Iterable[str]) -> list[tuple[Path, Path]]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
             if not files:
-                raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}). Name another folder, or files.")
+                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}). Name another folder, or files.")
             found += [(file, file.relative_to(path)) for file in files]
         elif path.is_file():
             found.append((path, Path(path.name)))
