@@ -120,13 +120,12 @@ def latex(shown: Sequence[Grid]) -> str:
     """
     blocks = []
     for grid in shown:
-        reported = grid.title.startswith("reported")
         align = "".join("l" if name in WORDS else "r" for name in grid.columns)
         lines = [f"% {grid.title}", *([f"% {grid.facts}"] if grid.facts else []), f"\\begin{{tabular}}{{{align}}}"]
         lines += ["\\toprule", _latex_line(grid.columns), "\\midrule"]
         for row in grid.rows:
             cells = [_latex_cell(cell) for cell in row]
-            if reported:
+            if grid.reported:
                 cells = [f"\\textit{{{cell}}}" for cell in cells]
             elif row[0] in ("1", "1=") and "mIoU" in grid.columns:
                 best = grid.columns.index("mIoU")

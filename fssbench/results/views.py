@@ -32,6 +32,8 @@ class Grid:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    reported: bool = False
+    """Whether the numbers are others', not measured here."""
 
 
 def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True, wide: bool = True) -> list[Grid]:
@@ -159,7 +161,8 @@ def reported_grid(table: Table) -> Grid:
                "confidence", "paper"]  # fmt: skip
     rows = [reported_cells(result) for result in table.reported]
     head = f"reported by others: {table.dataset}, {table.shot}-shot, track {table.track}"
-    return Grid(head, "not measured here, under other protocols: not ranked, not comparable", columns, rows, [])
+    said = "not measured here, under other protocols: not ranked, not comparable"
+    return Grid(head, said, columns, rows, [], reported=True)
 
 
 def reported_cells(result: Published) -> list[str]:
