@@ -155,7 +155,7 @@ def csv_text(tables: Sequence[Table], reported: bool = True) -> str:
     """
     folds = range(max((table.n_folds for table in tables), default=0))
     measured = [_flat(table, row, folds) for table in tables for row in table.rows]
-    others = [_flat_reported(table, result, folds) for table in tables for result in table.reported if reported]
+    others = [_flat_reported(result, folds) for table in tables for result in table.reported if reported]
     out = io.StringIO()
     if measured:
         writer = csv.DictWriter(out, list(measured[0]), lineterminator="\n", restval="")
@@ -191,7 +191,7 @@ def _flat(table: Table, row: Row, folds: range) -> dict[str, Any]:
     }
 
 
-def _flat_reported(table: Table, result: Published, folds: range) -> dict[str, Any]:
+def _flat_reported(result: Published, folds: range) -> dict[str, Any]:
     """A CSV line of a reported number, its scores as fractions too."""
 
     def fraction(printed: str) -> float | None:
