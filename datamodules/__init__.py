@@ -5,20 +5,20 @@ from typing import Any
 
 _WHERE = {
     "COCO20i": "datamodules.coco20i",
+    "ChestXray": "datamodules.chestxray",
     "DAVIS17": "datamodules.davis17",
+    "Deepglobe": "datamodules.deepglobe",
     "FSS1000": "datamodules.fss1000",
     "Folder": "datamodules.folder",
     "ISAID5i": "datamodules.isaid5i",
+    "ISIC": "datamodules.isic",
     "Images": "datamodules.images",
     "LVIS92i": "datamodules.lvis92i",
     "PACOPart": "datamodules.paco_part",
     "PASCAL5i": "datamodules.pascal5i",
     "PASCALPart": "datamodules.pascal_part",
-    "Shapes": "datamodules.shapes",
-    "ChestXray": "datamodules.chestxray",
-    "Deepglobe": "datamodules.deepglobe",
-    "ISIC": "datamodules.isic",
     "SUIM": "datamodules.suim",
+    "Shapes": "datamodules.shapes",
 }
 __all__ = sorted(_WHERE)
 

@@ -88,16 +88,21 @@ class ClassFoldersDataset(FewShotDataset):
         return self._files.read_mask(key, class_id)
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The image files of a folder in the order of their names. Raises `UserError` where the folder is missing."""
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist. Unpack the data set there, or set root.")
+    return listing(folder)
+
+
 def paired(images: Path, masks: Path, mask_of: Callable[[str], str]) -> list[tuple[Path, Path]]:
     """Images of a folder with their masks, by name; `mask_of` turns an image's stem into its mask's.
 
     Raises `UserError` where a folder is missing or an image has no mask.
     """
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise UserError(f"The folder {folder} does not exist. Unpack the data set there, or set root.")
-    found = {path.stem: path for path in listing(masks)}
-    pairs = [(path, found.get(mask_of(path.stem))) for path in listing(images)]
+    files = files_of(images)
+    found = {path.stem: path for path in files_of(masks)}
+    pairs = [(path, found.get(mask_of(path.stem))) for path in files]
     without = [image.name for image, mask in pairs if mask is None]
     if without:
         raise UserError(

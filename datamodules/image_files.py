@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from fssbench.errors import UserError
 from fssbench.files import cache_folder, sha256_text, write_text_whole
+from fssbench.images import IMAGE_SUFFIXES
 from fssbench.unlabelled import ImageCollection
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
@@ -43,7 +43,7 @@ class ImageFiles(ImageCollection):
         names = [self.root] if self.root.is_file() else _below(self.root)
         for path in names:
             key = path.name if path == self.root else path.relative_to(self.root).as_posix()
-            if path.suffix.lower() in SUFFIXES and path != self.root:
+            if path.suffix.lower() in IMAGE_SUFFIXES and path != self.root:
                 self._places[key] = Place(path)
             elif path.suffix.lower() == ".tar":
                 self._places |= {f"{key}/{name}": Place(path, *part) for name, part in _members(path).items()}
@@ -94,7 +94,7 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
             found = {
                 member.name.removeprefix("./"): (member.offset_data, member.size)
                 for member in archive
-                if member.isreg() and member.name.lower().endswith(SUFFIXES)
+                if member.isreg() and member.name.lower().endswith(IMAGE_SUFFIXES)
             }
         if archive.offset > facts.st_size:  # the last image is cut off; tarfile notices only when it reads it
             raise tarfile.ReadError("unexpected end")
@@ -108,4 +108,6 @@ def _empty(root: Path, names: list[Path]) -> str:
     packed = [path.name for path in names if path.name.lower().endswith(PACKED)]
     if packed:
         return f"{root} holds no images, but archives such as {packed[0]}, which cannot be read in place. Unpack them."
-    return f"{root} holds no images (expected {', '.join(SUFFIXES)} or .tar at any depth). Give another data.root."
+    return (
+        f"{root} holds no images (expected {', '.join(IMAGE_SUFFIXES)} or .tar at any depth). Give another data.root."
+    )

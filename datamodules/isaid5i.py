@@ -138,7 +138,9 @@ class ISAID5iDataset(FewShotDataset):
             )
         found = find_lists(self._place, self.n_folds, _LISTS[split])
         if not found.folds:
-            raise UserError(f"{self._place} holds no classes, expected fold0.txt to fold2.txt (NAME__CC per line).")
+            raise UserError(
+                f"{self._place} holds no classes, expected fold0.txt to fold2.txt (NAME__CC per line). Correct data.lists."
+            )
         return found
 
     def _checked(self, split: Split) -> FoldLists:

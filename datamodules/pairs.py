@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fssbench.errors import UserError
-from fssbench.images import read_binary_mask, read_image, read_index_mask, size_of
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""File endings taken for images and masks, in any case."""
+from fssbench.images import IMAGE_SUFFIXES, read_binary_mask, read_image, read_index_mask, size_of
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class PASCAL5iDataset(FewShotDataset):
         self._lists = find_lists(self._place, self.n_folds) if self._place else FoldLists()
         if self._place and not self._lists.folds:
             raise UserError(
-                f"{self._place} holds no classes, expected HSNet's fold0.txt to fold3.txt (NAME__CC per line)."
+                f"{self._place} holds no classes, expected HSNet's fold0.txt to fold3.txt (NAME__CC per line). Correct "
+                "data.lists."
             )
         built = "oslsm-32" if protocol == "hsnet-compat" else f"min-pixels-{min_pixels}"
         self.image_filter = self._lists.identity or built

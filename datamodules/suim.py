@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datamodules.class_folders import ClassFoldersDataset, paired
+from datamodules.class_folders import ClassFoldersDataset, files_of
 from datamodules.episodic import EpisodicDataModule
-from datamodules.pairs import listing
 from datamodules.places import data_root
 from fssbench.errors import UserError
 
@@ -29,13 +28,9 @@ class SUIMDataset(ClassFoldersDataset):
     def __init__(self, root: str | Path) -> None:
         super().__init__(CLASS_NAMES)
         root = Path(root).expanduser()
-        images = {image.stem: image for image, _ in paired(root / "images", root / "images", lambda stem: stem)}
+        images = {image.stem: image for image in files_of(root / "images")}
         for class_id, name in self.class_names.items():
-            if not (root / "masks" / name).is_dir():
-                raise UserError(
-                    f"The folder {root / 'masks' / name} does not exist. Unpack the data set there, or set root."
-                )
-            for mask in listing(root / "masks" / name):
+            for mask in files_of(root / "masks" / name):
                 if mask.stem not in images:
                     raise UserError(f"The mask {mask} has no image in {root / 'images'}. Unpack the data set again.")
                 self.add(class_id, images[mask.stem].name, images[mask.stem], mask)

@@ -25,6 +25,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from fssbench.errors import UserError
 from fssbench.files import written_whole
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Endings of the files in a folder that are taken for images or masks, in any case."""
 IMAGE_INTERPOLATION = "pillow-bilinear-antialias"
 """Identifier of `resize_image`."""
 MASK_INTERPOLATION = "numpy-nearest-centre"

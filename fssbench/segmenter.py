@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 from torch import Tensor
 
+from fssbench.encoders.ahead import as_input
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
 from fssbench.images import read_binary_mask, read_image, resize_image, resize_mask
@@ -72,7 +73,7 @@ class Segmenter:
         if not images or len(images) != len(masks):
             raise UserError(f"{len(images)} support image(s) and {len(masks)} mask(s): give one mask for each image.")
         side = self.method.image_size
-        squares, small = [], []
+        pictures, small = [], []
         for number, (image, mask) in enumerate(zip(images, masks, strict=True), 1):
             pixels, values = _image(image), _mask(mask)
             name = str(image) if isinstance(image, str | Path) else f"support image {number}"
@@ -83,9 +84,9 @@ class Segmenter:
                 )
             if not (values == 1).any():
                 raise UserError(f"The mask of {name} marks no pixel. Paint the object white, or leave the image out.")
-            squares.append(pixels)
+            pictures.append(pixels)
             small.append(torch.from_numpy(resize_mask(values, side)))
-        features = [self._encode(pixels) for pixels in squares]
+        features = [self._encode(pixels) for pixels in pictures]
         self._support = {name: torch.cat([f[name] for f in features])[None] for name in features[0]}
         self._masks = torch.stack(small)[None].to(self.device)
 
@@ -104,8 +105,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def _encode(self, pixels: np.ndarray) -> Features:
-        square = torch.from_numpy(resize_image(pixels, self.method.image_size)).permute(2, 0, 1)[None]
-        return self.method.encode(square.to(self.device).float().div(255))
+        square = torch.from_numpy(resize_image(pixels, self.method.image_size))
+        return self.method.encode(as_input([square], self.device))  # the same bits as in a test, on a GPU too
 
 
 def _make(class_path: str, settings: dict[str, Any], source: str | Path) -> FewShotMethod:

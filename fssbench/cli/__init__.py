@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from fssbench import __version__
+from fssbench.cli.configs import told
 from fssbench.errors import UserError, nearest
 
 # verb -> (module with `run(verb, arguments) -> int`, one line for --help)
@@ -45,7 +46,7 @@ Few-shot semantic segmentation: train, test and compare methods on exactly the s
 start here:
   fssbench demo
   fssbench test --config methods/prototype.yaml --config data/folder.yaml --data.root FOLDER   # your own images and masks
-  fssbench fit  --config methods/comp.yaml --config data/coco20i.yaml --folds all --trainer.max_epochs 20
+  fssbench fit  --config methods/comp.yaml --config data/coco20i.yaml --folds all
   fssbench test --config methods/comp.yaml --config data/coco20i.yaml --folds all --shots 1 5 \\
                 --ckpt_path 'runs/comp/coco20i/fold{{fold}}/last.ckpt'
   fssbench leaderboard"""
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbs = "\n".join(f"  {verb:<12} {text}" for verb, (_, text) in VERBS.items())
         print(USAGE.format(verbs=verbs))
         return 0
+    told.clear()  # one command after another in one process: each names its own files
     verb, rest = arguments[0], arguments[1:]
     if verb in ("--version", "-V"):
         print(f"fssbench {__version__}")

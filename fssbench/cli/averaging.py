@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fssbench.trainable import Trainable
+
 CURRENT = "current_model_state"
 
 
@@ -27,9 +29,9 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the weights that training goes on with, without the frozen parts."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        frozen = tuple(f"{name}." for name in getattr(pl_module, "frozen", ()))
+        frozen = pl_module.frozen_names() if isinstance(pl_module, Trainable) else set()
         if CURRENT in checkpoint:
-            checkpoint[CURRENT] = {n: v for n, v in checkpoint[CURRENT].items() if not n.startswith(frozen)}
+            checkpoint[CURRENT] = {n: v for n, v in checkpoint[CURRENT].items() if n not in frozen}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete them with the frozen parts, which the method has put back into `state_dict`."""

@@ -14,9 +14,9 @@ def run(verb: str, arguments: list[str]) -> int:
     """Show, check or empty the store."""
     parser = argparse.ArgumentParser(prog=f"fssbench {verb}", description=__doc__)
     parser.add_argument("action", choices=["info", "verify", "clear"],
-                        help="what lies there; read every file and remove damaged ones; remove all")  # fmt: skip
+                        help="info: what lies there; verify: read every file and remove damaged ones; clear: remove all")  # fmt: skip
     parser.add_argument(
-        "--folder", type=Path, default=None, help="default: FSSBENCH_FEATURES, else in ~/.cache/fssbench"
+        "--folder", type=Path, help="default: FSSBENCH_FEATURES, else `features` in FSSBENCH_CACHE or ~/.cache/fssbench"
     )
     options = parser.parse_args(arguments)
     store = FeatureStore(options.folder or features_folder(), 0)

@@ -10,6 +10,9 @@ from fssbench.errors import UserError, nearest
 
 _SUFFIXES = ("", ".yaml", ".yml")
 
+told: set[Path] = set()
+"""Files that this command has named on the terminal; a grid reads the same ones several times."""
+
 
 def packaged_folder() -> Path:
     """The folder of the configs that ship with fssbench: inside the wheel, or at the root of a source tree."""

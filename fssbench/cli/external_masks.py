@@ -63,7 +63,9 @@ class PNGMasks(Masks):
         values = np.unique(mask) if mask.ndim == 2 else None
         if values is None or not (set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}):
             found = "several channels" if values is None else f"the values {', '.join(map(str, values[:6]))}"
-            raise UserError(f"{path} holds {found}, expected one channel of 0 and 1, or of 0 and 255.")
+            raise UserError(
+                f"{path} holds {found}, expected one channel of 0 and 1, or of 0 and 255. Save the masks that way."
+            )
         return (mask > 0).astype(np.uint8)
 
     def sha256(self) -> str:

@@ -60,7 +60,7 @@ def run(verb: str, arguments: list[str]) -> int:
         count = number_of_folds([*first.before, *arguments, *first.after])
         axes = axes._replace(folds=[str(fold) for fold in range(count)])
     cells = grid_cells(verb, arguments, methods, axes)
-    firsts = cells[:: len(cells) // max(1, len(methods))]  # of each method
+    firsts = cells[:: len(cells) // max(1, len(methods))]  # each method's first run
     return _run_all(verb, cells, firsts, words, results_folder(arguments))
 
 
@@ -111,7 +111,7 @@ def take_axes(arguments: list[str]) -> tuple[list[str], Axes]:
 
 
 def grid_cells(verb: str, arguments: list[str], methods: dict[str, MethodWords], axes: Axes) -> list[Cell]:
-    """The runs of a grid, the methods' slowest."""
+    """The runs of a grid: all folds, shots and seeds of one method, then those of the next."""
     empty: list[str | None] = [None]
     cells = []
     for method, seed, fold, shot in product(
@@ -131,7 +131,7 @@ def cell_arguments(arguments: list[str], given: Mapping[str, str | None]) -> lis
     for name, value in given.items():
         if value is None:
             if any(f"{{{name}}}" in word for word in arguments):
-                raise UserError(f"{{{name}}} is used, but --{name}s is not given.")
+                raise UserError(f"{{{name}}} is used, but --{name}s is not given. Add it, or write the value itself.")
             continue
         arguments = [word.replace(f"{{{name}}}", value) for word in arguments]
         arguments += [OPTIONS[name], value] if name in OPTIONS else []

@@ -193,5 +193,5 @@ def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path
     if name == "slurm":
         return SubmititLauncher("slurm", jobs, parameters, folder)
     if parameters:
-        raise UserError("--slurm belongs to --launcher slurm.")
+        raise UserError("--slurm belongs to --launcher slurm: add that, or leave --slurm out.")
     return LocalLauncher(jobs, show)

@@ -41,9 +41,7 @@ def quiet() -> None:
                  "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed"):  # fmt: skip
         logging.getLogger(name).addFilter(_is_for_users)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # which process it ended after an error
-    logging.getLogger("huggingface_hub.utils._http").setLevel(
-        logging.ERROR
-    )  # each of its retries; the error says it all
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries: the error says it all
     for text in SILENT_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{text}")
 

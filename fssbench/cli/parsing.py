@@ -16,20 +16,22 @@ import datamodules
 import methods
 from datamodules.episodic import EpisodicDataModule
 from fssbench.cli import VERBS
-from fssbench.cli.configs import find_config, read_config
+from fssbench.cli.configs import find_config, read_config, told
 from fssbench.cli.messages import parse_message, quiet
 from fssbench.errors import UserError, user_error_in
 from fssbench.protocols.manifest import Manifest
 
 
 class NamedConfig(ActionConfigFile):
-    """`--config NAME`: the file is looked for by `find_config`, and the one taken is printed."""
+    """`--config NAME`: the file is looked for by `find_config`, and the one taken is printed once in a command."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Resolve the name, then do what jsonargparse does with a file; errors name the file."""
         path = find_config(str(values))
         read_config(path)
-        rank_zero_info(f"config {values}: {path}")
+        if path not in told:
+            told.add(path)
+            rank_zero_info(f"config {values}: {path}")
         try:
             super().__call__(parser, cfg, str(path), option_string)
         except (ArgumentError, TypeError) as error:
@@ -56,6 +58,19 @@ def option_names(parser: Any) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings]
 
 
+def instantiated(parser: LightningArgumentParser, arguments: list[str]) -> Any:
+    """The objects that the arguments describe, by the parser's keys. Raises `UserError`, in one line, for arguments that the
+    parser does not take and for what a constructor refuses."""
+    try:
+        config = parser.parse_args(arguments)
+    except (ArgumentError, TypeError) as error:
+        raise UserError(parse_message(str(error), option_names(parser))) from None
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        raise user_error_in(error) or error from None
+
+
 def register_classes() -> None:
     """Import the classes that may be named without their path: shipped ones and those of installed packages. A class
     in the working directory can be named by its path."""
@@ -75,14 +90,7 @@ def configured_data(arguments: list[str]) -> EpisodicDataModule:
     register_classes()
     parser = new_parser()
     parser.add_subclass_arguments(EpisodicDataModule, "data", required=True)
-    try:
-        config = parser.parse_args(arguments)
-    except (ArgumentError, TypeError) as error:
-        raise UserError(parse_message(str(error), option_names(parser))) from None
-    try:
-        module: EpisodicDataModule = parser.instantiate(config).data
-    except ValueError as error:
-        raise user_error_in(error) or error from None
+    module: EpisodicDataModule = instantiated(parser, arguments).data
     return module
 
 

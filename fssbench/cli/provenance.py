@@ -58,7 +58,7 @@ def result_key(
     return Key(
         dataset=header.dataset,
         protocol=header.protocol,
-        protocol_version=1,
+        protocol_version=1,  # no protocol has changed since it was defined
         fold=header.fold,
         shot=header.shot,
         manifest_sha256=manifest.sha256,

@@ -184,7 +184,6 @@ class PredictionWriter(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.written = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Tell Lightning to keep no masks in memory."""
@@ -196,7 +195,6 @@ class PredictionWriter(Callback):
         """Write the masks of one batch as `EPISODE.png`."""
         for number, mask in zip(batch.episode_id.tolist(), outputs, strict=True):
             write_mask(self.folder / f"{number:06d}.png", mask.to(torch.uint8).mul(255).cpu().numpy())
-            self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the manifest beside the masks, so that each file's episode is known."""

@@ -10,13 +10,14 @@ from fssbench.errors import UserError
 
 RUN_OPTIONS = {
     "name NAME": "method name on the board and in run_dir",
-    "run_dir FOLDER": "default: runs/NAME/DATA/foldF",
-    "results FOLDER": "results folder of `test`",
+    "run_dir FOLDER": "default: runs/NAME/DATA/foldF, then _shotK where K is not 1 and _seedS where S is not 0",
+    "results FOLDER": "results folder of `test` (default: results)",
     "overwrite HOW": "what exists is kept (only-missing, the default), made again (always) or an error (never)",
     "feature_cache MIB": "memory for frozen features (default: 1024); 0 = off",
     "feature_disk GIB": "disk for frozen features that later runs use again (default: 0, off)",
-    "feature_dtype TYPE": "type of the features on disk: float32, float16 or bfloat16",
-    "compile_encoder MODE": "torch.compile's mode for the frozen encoder; reduce-overhead makes CUDA graphs",
+    "feature_dtype TYPE": "type of the features on disk: float32 (the default), float16 or bfloat16",
+    "compile_encoder MODE": "torch.compile for the frozen encoder: no (the default), default, max-autotune, or "
+    "reduce-overhead, which makes CUDA graphs",
 }
 """fssbench's own options of a run, with their values -> what they do."""
 
@@ -26,9 +27,9 @@ GRID_OPTIONS = {
     "seeds S [S ...]": "the seeds of the run; {seed} becomes S",
     "methods CONFIG [CONFIG ...]": "several methods; {method} becomes the config's name",
     "suite FILE": "methods and axes from a small YAML file (docs/board.md)",
-    "jobs N": "runs at a time",
-    "launcher local|slurm": "where they run",
-    "slurm KEY=VALUE ...": "submitit's parameters",
+    "jobs N": "runs at a time (default: 1)",
+    "launcher local|slurm": "on this machine (the default), or as jobs of a Slurm cluster",
+    "slurm KEY=VALUE ...": "with --launcher slurm: submitit's parameters, such as timeout_min=240",
 }
 """Options of several runs, with their values -> what they do."""
 
@@ -39,7 +40,7 @@ CHECKPOINT = {
     "predict": "trained weights, made by `fssbench fit`",
 }
 EXAMPLES = {
-    "fit": "fssbench fit --config methods/comp.yaml --config data/coco20i.yaml --folds all --trainer.max_epochs 20",
+    "fit": "fssbench fit --config methods/comp.yaml --config data/coco20i.yaml --folds all",
     "test": "fssbench test --config methods/prototype.yaml --config data/coco20i.yaml --folds all --shots 1 5",
     "validate": "fssbench validate --config methods/comp.yaml --config data/coco20i.yaml --ckpt_path FILE",
     "predict": "fssbench predict --config methods/prototype.yaml --config data/folder.yaml --data.root FOLDER",

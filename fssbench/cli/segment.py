@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentError
 from tqdm import tqdm
 
-from fssbench.cli.messages import parse_message, quiet
-from fssbench.cli.parsing import new_parser, option_names, register_classes
-from fssbench.errors import UserError, user_error_in
+from fssbench.cli.messages import quiet
+from fssbench.cli.parsing import instantiated, new_parser, register_classes
+from fssbench.errors import UserError
 from fssbench.files import written_whole
-from fssbench.images import read_image, write_mask
+from fssbench.images import IMAGE_SUFFIXES, read_image, write_mask
 from fssbench.method import FewShotMethod
 from fssbench.segmenter import Segmenter
 from fssbench.viz import overlay
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 EXAMPLE = """example:
   fssbench segment --ckpt_path runs/comp/folder/fold0/last.ckpt \\
                    --support one.jpg one_mask.png --support two.jpg two_mask.png --images photos/ --out masks
@@ -80,9 +78,11 @@ def images_in(paths: Iterable[str]) -> list[tuple[Path, Path]]:
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
             if not files:
-                raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}). Name another folder, or files.")
+                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}). Name another folder, or files.")
             found += [(file, file.relative_to(path)) for file in files]
         elif path.is_file():
             found.append((path, Path(path.name)))
@@ -131,14 +131,7 @@ def _configured(config: str | None, rest: list[str]) -> FewShotMethod:
     parser.add_subclass_arguments(FewShotMethod, "model", required=True)
     for other in ("data", "trainer", "seed_everything"):  # a config may say how its method is trained, too
         parser.add_argument(f"--{other}", type=Any, help=argparse.SUPPRESS)
-    try:
-        parsed = parser.parse_args([*(["--config", config] if config else []), *rest])
-    except (ArgumentError, TypeError) as error:
-        raise UserError(parse_message(str(error), option_names(parser))) from None
-    try:
-        method: FewShotMethod = parser.instantiate(parsed).model
-    except ValueError as error:
-        raise user_error_in(error) or error from None
+    method: FewShotMethod = instantiated(parser, [*(["--config", config] if config else []), *rest]).model
     return method
 
 

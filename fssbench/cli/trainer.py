@@ -39,7 +39,7 @@ from fssbench.trainable import Trainable
 RUN_GROUP = "run"
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
-RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
+RUN_OPTION_TYPES: dict[str, tuple[Any, Any]] = {
     "name": (str | None, None),
     "run_dir": (str | None, None),
     "results": (str, "results"),
@@ -49,7 +49,7 @@ RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
     "feature_dtype": (StoredType, "float32"),
     "compile_encoder": (CompileMode, "no"),
 }
-"""fssbench's own options of a run: type and default."""
+"""fssbench's own options of a run: type and default (their texts are in `run_help.RUN_OPTIONS`)."""
 
 
 def integers_first(hints: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class FssbenchCLI(LightningCLI):
         """Where results go, and what to do with those that exist."""
         assert parser.groups is not None
         texts = run_option_texts()
-        for name, (kind, default) in RUN_OPTIONS.items():
+        for name, (kind, default) in RUN_OPTION_TYPES.items():
             parser.groups[RUN_GROUP].add_argument(f"--{name}", type=kind, default=default, help=texts[name])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method there
@@ -190,8 +190,7 @@ class FssbenchCLI(LightningCLI):
         """The configured trainer with loggers and a checkpoint in the run folder."""
         config = self._own(self.config_init)["trainer"]
         callbacks = as_list(config.get("callbacks"))
-        recorder = {"cli": self}
-        self.save_config_kwargs = {**self.save_config_kwargs, **recorder}
+        self.save_config_kwargs = {**self.save_config_kwargs, "cli": self}
         if self.subcommand == "fit":
             if config.get("logger") is not False:
                 chosen = config.get("logger")
@@ -239,7 +238,7 @@ class FssbenchCLI(LightningCLI):
         self._check_end(own["trainer"])
         if own.get("ckpt_path"):
             return
-        defaults: dict[str, Any] = {name: default for name, (_, default) in RUN_OPTIONS.items()}
+        defaults: dict[str, Any] = {name: default for name, (_, default) in RUN_OPTION_TYPES.items()}
         defaults["model"] = {"init_args": self.model.default_settings()}
         neutral = self.model.neutral_settings
         checkpoint = unfinished_run(self.run_dir, own["overwrite"], self.recorded_config(), defaults, neutral)

@@ -7,9 +7,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from fssbench.episode import IGNORE
 from fssbench.metrics.boundary import boundary_iou, hausdorff95
-
-IGNORE = 255
 
 
 class Observer(Protocol):

@@ -84,7 +84,10 @@ def _refuse_outside(archive: Path, name: str) -> None:
 def _refuse_too_large(archive: Path, target: Path, sizes: Iterable[int]) -> None:
     need, free = sum(sizes), shutil.disk_usage(target).free
     if need > free:
-        raise UserError(f"{archive} needs {need / 2**30:.1f} GiB in {target}, {free / 2**30:.1f} GiB are free.")
+        raise UserError(
+            f"{archive} needs {need / 2**30:.1f} GiB in {target}, {free / 2**30:.1f} GiB are free. Free some space, or "
+            "choose another folder."
+        )
 
 
 def _progress(archive: Path, members: list[zipfile.ZipInfo] | list[tarfile.TarInfo]) -> Iterable:

@@ -49,14 +49,19 @@ class ListDataset(FewShotDataset):
         self.image_filter = KNOWN_LISTS.get(published.sha256, f"list-{published.sha256[:16]}")
         if name == "fss-1000":
             if not published.names:
-                raise UserError(f"{published.path} holds pairs, expected one class name per line for fss-1000.")
+                raise UserError(
+                    f"{published.path} holds pairs, expected one class name per line for fss-1000. Give "
+                    "the list of its test classes."
+                )
             labels = sorted(published.names)
             self._labels = dict(enumerate(labels, 1))
             self._lists = {c: sorted(f"{n}.jpg" for n in range(1, 11)) for c in self._labels}
             self._pairs = [(c, key) for c, keys in self._lists.items() for key in keys]
         else:
             if not published.pairs:
-                raise UserError(f"{published.path} holds no classes, expected NAME__CC or CC NAME on every line.")
+                raise UserError(
+                    f"{published.path} holds no classes, expected NAME__CC or CC NAME on every line. Give the list of a fold."
+                )
             self._lists = published.by_class()
             self._labels = {c: f"{c:02d}" for c in self._lists}
             self._pairs = list(published.pairs)

@@ -112,11 +112,11 @@ class Manifest:
 
     def save(self, path: str | Path) -> None:
         """Write the manifest, whole or not at all; compressed where the name ends in `.gz`. The hash is that of the text."""
-        if Path(path).suffix != ".gz":
-            return write_text_whole(path, self.text())
-        with written_whole(path) as temporary:
-            temporary.write_bytes(gzip.compress(self.text().encode(), mtime=0))
-        return None
+        if Path(path).suffix == ".gz":
+            with written_whole(path) as temporary:
+                temporary.write_bytes(gzip.compress(self.text().encode(), mtime=0))
+        else:
+            write_text_whole(path, self.text())
 
 
 def _dump(value: dict[str, Any]) -> str:
@@ -181,7 +181,8 @@ def build_manifest(
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
     if not drawn:
         raise TooFewImages(
-            f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs."
+            f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs. Use fewer "
+            "shots, or add images."
         )
     used = dict.fromkeys(episode.class_id for episode in drawn)
     header = ManifestHeader(

@@ -72,6 +72,7 @@ class Key(Checked):
     protocol: str
     """Protocol profile, e.g. `clean-v1`."""
     protocol_version: int
+    """Version of the protocol's definition."""
     fold: int
     shot: int
     """Number of supports K."""

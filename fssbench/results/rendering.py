@@ -120,13 +120,12 @@ def latex(shown: Sequence[Grid]) -> str:
     """
     blocks = []
     for grid in shown:
-        reported = grid.title.startswith("reported")
         align = "".join("l" if name in WORDS else "r" for name in grid.columns)
         lines = [f"% {grid.title}", *([f"% {grid.facts}"] if grid.facts else []), f"\\begin{{tabular}}{{{align}}}"]
         lines += ["\\toprule", _latex_line(grid.columns), "\\midrule"]
         for row in grid.rows:
             cells = [_latex_cell(cell) for cell in row]
-            if reported:
+            if grid.reported:
                 cells = [f"\\textit{{{cell}}}" for cell in cells]
             elif row[0] in ("1", "1=") and "mIoU" in grid.columns:
                 best = grid.columns.index("mIoU")
@@ -156,7 +155,7 @@ def csv_text(tables: Sequence[Table], reported: bool = True) -> str:
     """
     folds = range(max((table.n_folds for table in tables), default=0))
     measured = [_flat(table, row, folds) for table in tables for row in table.rows]
-    others = [_flat_reported(table, result, folds) for table in tables for result in table.reported if reported]
+    others = [_flat_reported(result, folds) for table in tables for result in table.reported if reported]
     out = io.StringIO()
     if measured:
         writer = csv.DictWriter(out, list(measured[0]), lineterminator="\n", restval="")
@@ -192,7 +191,7 @@ def _flat(table: Table, row: Row, folds: range) -> dict[str, Any]:
     }
 
 
-def _flat_reported(table: Table, result: Published, folds: range) -> dict[str, Any]:
+def _flat_reported(result: Published, folds: range) -> dict[str, Any]:
     """A CSV line of a reported number, its scores as fractions too."""
 
     def fraction(printed: str) -> float | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _VERSION_KEY = b"fssbench_schema_version"
+_RESTORE = "Restore both files or run the test again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,9 @@ def recompute(record: ResultRecord, rows: Sequence[EpisodeRow]) -> Scores:
     for row in rows:
         if len(row.support_keys) != record.key.shot:
             supports = len(row.support_keys)
-            raise UserError(f"Episode {row.episode_id} has {supports} supports, the record says {record.key.shot}.")
+            raise UserError(
+                f"Episode {row.episode_id} has {supports} supports, the record says {record.key.shot}. {_RESTORE}"
+            )
     scores = scores_from(rows, {c: score.name for c, score in record.scores.class_iou.items()})
     for name in ("episodes", "class_iou", "miou", "fb_iou"):
         told, found = getattr(record.scores, name), getattr(scores, name)
@@ -115,9 +118,13 @@ def recompute(record: ResultRecord, rows: Sequence[EpisodeRow]) -> Scores:
             detail = f": {told!r} against {found!r}"
             if name == "class_iou":
                 detail = f" of class {', '.join(str(c) for c in found if told[c] != found[c])}"
-            raise UserError(f"The record and its episode table differ in {name}{detail}; one is of another run.")
+            raise UserError(
+                f"The record and its episode table differ in {name}{detail}; one is of another run. {_RESTORE}"
+            )
     if record.cost.seconds_per_episode not in (None, seconds_per_episode(rows)):
-        raise UserError("The record and its episode table differ in seconds_per_episode; one is of another run.")
+        raise UserError(
+            f"The record and its episode table differ in seconds_per_episode; one is of another run. {_RESTORE}"
+        )
     return scores
 
 

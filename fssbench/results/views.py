@@ -32,6 +32,8 @@ class Grid:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    reported: bool = False
+    """Whether the numbers are others', not measured here."""
 
 
 def grids(tables: Sequence[Table], show: Show = "board", reported: bool = True, wide: bool = True) -> list[Grid]:
@@ -71,21 +73,8 @@ def _board(table: Table, wide: bool) -> Grid:
     has_intervals = any(row.interval for row in table.rows)
     middle = ["95 %"] if has_intervals else []
     last = ["FB 95 %"] if has_intervals and wide else []
-    columns = [
-        "#",
-        "method",
-        "config",
-        *own,
-        *folds,
-        "mIoU",
-        *middle,
-        "FB-IoU",
-        *last,
-        "params",
-        "trained",
-        "s/ep",
-        "GiB",
-    ]
+    scores = ["mIoU", *middle, "FB-IoU", *last]
+    columns = ["#", "method", "config", *own, *folds, *scores, "params", "trained", "s/ep", "GiB"]
     rows = []
     for row in table.rows:
         differing = _differing(row)
@@ -172,7 +161,8 @@ def reported_grid(table: Table) -> Grid:
                "confidence", "paper"]  # fmt: skip
     rows = [reported_cells(result) for result in table.reported]
     head = f"reported by others: {table.dataset}, {table.shot}-shot, track {table.track}"
-    return Grid(head, "not measured here, under other protocols: not ranked, not comparable", columns, rows, [])
+    said = "not measured here, under other protocols: not ranked, not comparable"
+    return Grid(head, said, columns, rows, [], reported=True)
 
 
 def reported_cells(result: Published) -> list[str]:

@@ -1,6 +1,6 @@
 """The small formulas that all parts share: min-max, cosine, masked average, masks on a coarser grid (sam2fss.md, head).
 
-Everything is computed in float32 whatever the inputs are, except where a function says otherwise.
+Each computes in the type of its inputs; callers hand in float32 where the specification asks for it.
 """
 
 from __future__ import annotations

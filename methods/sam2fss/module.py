@@ -38,8 +38,6 @@ POLY_POWER = 0.9
 """Of the learning rate's schedule, as in the release."""
 
 Precision = Literal["bf16", "fp32"]
-
-
 Selection = Literal["last", "base", "best_on_test"]
 SELECTIONS = {"last": "last", "base": "base", "best_on_test": "novel"}
 """What `data.selection` must be for a selection: the command line then keeps `best.ckpt` beside `last.ckpt`."""

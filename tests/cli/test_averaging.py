@@ -29,9 +29,22 @@ class Weights(Callback):
         self.validated.append(module.scale.item())
 
 
-def fit(folder: Path, epochs: int, **kwargs: Any) -> tuple[ColourMethod, Weights, dict[str, Any]]:
+class PartlyFrozen(ColourMethod):
+    """Freezes a part of what is not its encoder, as SAM2FSS does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias.requires_grad_(False)
+
+    def frozen_names(self) -> set[str]:
+        return {*super().frozen_names(), "bias"}
+
+
+def fit(
+    folder: Path, epochs: int, kind: type[ColourMethod] = ColourMethod, **kwargs: Any
+) -> tuple[ColourMethod, Weights, dict[str, Any]]:
     torch.manual_seed(0)
-    method, weights = ColourMethod(), Weights()
+    method, weights = kind(), Weights()
     saver = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -81,3 +94,11 @@ def test_frozen_parts_stay_bit_identical_and_out_of_the_checkpoint(tmp_path: Pat
     for state in (checkpoint["state_dict"], checkpoint["current_model_state"]):
         assert "scale" in state
         assert not any(name.startswith("encoder.") for name in state)
+
+
+def test_frozen_parts_of_a_module_are_out_of_the_checkpoint_too(tmp_path: Path) -> None:
+    _, _, checkpoint = fit(tmp_path, 1, PartlyFrozen)
+    for state in (checkpoint["state_dict"], checkpoint["current_model_state"]):
+        assert set(state) == {"scale", "seen"}
+    method, _, _ = fit(tmp_path, 2, PartlyFrozen, ckpt_path=tmp_path / "last.ckpt")
+    assert method.bias.item() == ColourMethod().bias.item()

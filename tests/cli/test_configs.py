@@ -10,6 +10,7 @@ import pytest
 
 from fssbench.cli import main
 from fssbench.cli.configs import find_config, first_comment, known_configs, packaged_folder, read_config
+from fssbench.cli.running import number_of_folds
 from fssbench.errors import UserError
 
 METHODS = [name for name in known_configs() if name.startswith("methods/")]
@@ -103,3 +104,17 @@ def test_the_config_that_was_found_is_said(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         main(["test", "--config", "methods/prototype", "--config", "data/shapes", "--print_config"])
     assert f"config methods/prototype: {packaged_folder() / 'methods/prototype.yaml'}" in caplog.text
+
+
+def test_a_config_is_said_once_in_a_command(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["--config", "methods/prototype", "--config", "data/shapes"]
+
+    def lines() -> list[str]:
+        return [record.getMessage().partition(":")[0] for record in caplog.records]
+
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        assert main(["test", *words, "--print_config"]) == 0
+        assert number_of_folds(words) == 4, "as a grid looks at its configuration before its runs"
+        assert lines() == ["config methods/prototype", "config data/shapes"]
+        assert main(["test", *words, "--print_config"]) == 0
+        assert lines() == 2 * ["config methods/prototype", "config data/shapes"]

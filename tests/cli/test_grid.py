@@ -159,17 +159,20 @@ def test_a_suite_runs_what_is_missing(cells: list[list[str]], capsys: pytest.Cap
         ("shots: [1]\n", "`methods` must hold"),
         ("methods: {a: x}\n", "methods.a must hold options"),
         ("methods: {a: {}}\nshots: [[1]]\n", "`shots` must be a number"),
-        ("methods: {a: {}}\nshots: [one]\n", ""),
         ("methods: {a: {trainer: {devices: 1}}}\n", "write deeper keys with dots"),
     ],
 )
 def test_a_file_that_is_no_suite_is_refused(here: Path, content: str, expected: str) -> None:
     Path("suite.yaml").write_text(content)
-    if expected:
-        with pytest.raises(UserError, match=expected):
-            read_suite("suite.yaml")
-    else:
-        assert read_suite("suite.yaml")[2] == {"shots": ["one"]}
+    with pytest.raises(UserError, match=expected):
+        read_suite("suite.yaml")
+
+
+def test_a_suites_own_axes_and_options(here: Path) -> None:
+    Path("suite.yaml").write_text("methods: {a: {config: [x, y], lr: 1}}\nshots: 5\nfolds: all\nresults: out\n")
+    methods, common, axes = read_suite("suite.yaml")
+    assert methods == {"a": (["--config", "x", "--config", "y"], ["--lr", "1", "--name", "a"])}
+    assert (common, axes) == (["--results", "out"], {"shots": ["5"], "folds": ["all"]})
 
 
 @pytest.mark.parametrize(
