@@ -62,9 +62,12 @@ def read_binary_mask(path: str | Path, threshold: int = 128) -> np.ndarray:
     with _opened(path) as image:
         image = _upright(image)
         grey = np.asarray(image if image.mode == "L" else _rgb(image, path, background="black").convert("L"))
-    if grey.max() == 1:
-        return grey.copy()
-    return (grey >= threshold).astype(np.uint8)
+    return two_valued(grey, threshold)
+
+
+def two_valued(grey: np.ndarray, threshold: int = 128) -> np.ndarray:
+    """Grey values (H, W) uint8 as {0, 1}: 1 from `threshold` on, or as they are where the largest is 1."""
+    return grey.copy() if grey.max(initial=0) == 1 else (grey >= threshold).astype(np.uint8)
 
 
 def read_index_mask(path: str | Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fssbench.encoders.ahead import as_input
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
-from fssbench.images import read_binary_mask, read_image, resize_image, resize_mask
+from fssbench.images import read_binary_mask, read_image, resize_image, resize_mask, two_valued
 from fssbench.method import Features, FewShotMethod
 
 ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
@@ -155,7 +155,7 @@ def _mask(mask: MaskLike) -> np.ndarray:
     if isinstance(mask, str | Path):
         return read_binary_mask(mask)
     if isinstance(mask, Image.Image):
-        return (np.asarray(mask.convert("L")) >= 128).astype(np.uint8)
+        return two_valued(np.asarray(mask.convert("L")))
     values = np.asarray(mask)
     if values.ndim != 2 or not np.isin(np.unique(values), (0, 1, 255)).all():
         raise UserError(

@@ -60,6 +60,7 @@ def test_files_arrays_and_pillow_images_are_the_same(tmp_path: Path) -> None:
         (image, mask),
         (image, mask.astype(bool)),
         (Image.fromarray(image), Image.fromarray(mask * 255)),
+        (Image.fromarray(image), Image.fromarray(mask)),
         (tmp_path / "a.png", str(tmp_path / "m.png")),
     ]
     found = []
