@@ -191,7 +191,7 @@ class FewShotMethod(Trainable):
             one = {name: value[:, k : k + 1] for name, value in support.items()}
             logits = self.segment(query, one, batch.support_masks[:, k : k + 1])
             masks.append(self.upsample(logits, tuple(batch.query_mask.shape[-2:])) > 0)
-        return torch.stack([vote_logits(votes) for votes in torch.stack(masks, 1)])
+        return vote_logits(torch.stack(masks, 1))
 
     def _show_observers(self, logits: Tensor, batch: EpisodeBatch) -> None:
         for b, truth in enumerate(batch.query_mask_full if self._data.observers else ()):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 
+from fssbench.protocols.voting import vote_logits
 from methods.fsdino.adapter import Adapter, AdapterConfig
 from methods.fsdino.correlation import CorrConfig, CorrelationPrompt, token_signs
 from methods.fsdino.decoder import Decoder, DecoderConfig, SamParts, new_prompt_encoder
@@ -165,7 +166,8 @@ class FSDINONet(nn.Module):
         # Votes have no gradient: training with more than one shot averages their logits instead.
         if self.kshot_merge == "logit" or self.training:
             return per_shot.mean(1)
-        return vote(F.interpolate(per_shot, support_masks.shape[-2:], mode="bilinear", align_corners=False))
+        full = F.interpolate(per_shot, support_masks.shape[-2:], mode="bilinear", align_corners=False)
+        return vote_logits(full > 0)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Early query tokens (B, D, h, w) to a SAM-like image embedding (B, C, h, w)."""
@@ -213,14 +215,3 @@ class FSDINONet(nn.Module):
         if self.no_dense is not None:
             dense.append(self.no_dense(embedding))
         return self.decoder(embedding, self.svp(prototypes[:, : self.tokens]), sum(dense[1:], dense[0]))
-
-
-def vote(logits: Tensor) -> Tensor:
-    """HSNet's K-shot vote: logits (B, K, H, W) to (B, H, W), above 0 where votes / max(1, most votes) >= 0.5.
-
-    The most votes are those of any pixel of the same image. Values are fractions of the most votes, shifted so that
-    the decision lies half-way between two counts.
-    """
-    votes = (logits > 0).sum(1).float()
-    most = votes.amax((1, 2), keepdim=True).clamp(min=1)
-    return (votes - torch.ceil(most / 2) + 0.5) / most

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.fsdino.adapter import AdapterConfig
 from methods.fsdino.correlation import CorrConfig
 from methods.fsdino.decoder import DecoderConfig
-from methods.fsdino.model import FSDINONet, vote
+from methods.fsdino.model import FSDINONet
 from methods.fsdino.prompts import PCSConfig, PrototypeConfig, SVPConfig
 
 SMALL = DecoderConfig(width=32, depth=1, heads=4, mlp_dim=64)
@@ -240,15 +240,6 @@ def test_training_on_several_shots_has_gradients_with_vote() -> None:
     out = net(*episode(shots=2))
     assert out.shape == (2, 20, 20)
     assert out.requires_grad
-
-
-def test_vote_follows_its_definition() -> None:
-    masks = torch.randint(0, 2, (6, 5, 7, 7), generator=torch.Generator().manual_seed(0)).bool()
-    masks[0] = False
-    masks[1, 2:] = False  # at most two votes
-    votes = masks.sum(1)
-    expected = votes / votes.amax((1, 2), keepdim=True).clamp(min=1) >= 0.5
-    assert torch.equal(vote(masks.float() - 0.5) > 0, expected)
 
 
 def test_background_token_follows_the_background() -> None:

@@ -27,7 +27,18 @@ from tests.toy import AnyProtocol, FreeMethod
 def test_votes_are_divided_by_the_most_votes_in_the_image(votes: list[int], kept: list[bool]) -> None:
     masks = torch.stack([torch.tensor([[k < n for n in votes]]) for k in range(5)])
     released = masks.sum(0) / masks.sum(0).max().clamp(min=1)
-    assert (vote_logits(masks) > 0)[0].tolist() == kept == (released >= 0.5)[0].tolist()
+    assert (vote_logits(masks[None]) > 0)[0, 0].tolist() == kept == (released >= 0.5)[0].tolist()
+
+
+def test_every_episode_votes_for_itself_and_decides_half_way_between_two_counts() -> None:
+    masks = torch.randint(0, 2, (6, 5, 7, 7), generator=torch.Generator().manual_seed(0)).bool()
+    masks[0] = False
+    masks[1, 2:] = False  # at most two votes
+    votes, logits = masks.sum(1), vote_logits(masks)
+    expected = votes / votes.amax((1, 2), keepdim=True).clamp(min=1) >= 0.5
+    assert torch.equal(logits > 0, expected)
+    for values, kept in list(zip(logits, expected, strict=True))[1:]:
+        torch.testing.assert_close(values[kept].min(), -values[~kept].max())
 
 
 def test_a_run_votes_at_the_network_size(tmp_path: Path) -> None:
