@@ -222,6 +222,7 @@ class FewShotMethod(Trainable):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation episodes, which a callback may monitor."""
+        self._ahead = None  # and with it the processes that read images
         self.scores = self.metric.compute()
         # the same on every process: computed from summed integer counts, not averaged by the logger
         self.log("val_miou", self.scores["miou"], prog_bar=True, sync_dist=False)
@@ -239,6 +240,7 @@ class FewShotMethod(Trainable):
 
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
+        self._ahead = None
         self.episode_rows = self._gather(self._rows())
         squares = [row.pop("squares") for row in self.episode_rows]
         self.square_rows = {
@@ -255,6 +257,10 @@ class FewShotMethod(Trainable):
         """Refuse to predict with random heads."""
         self.require_trained("predict")
         self._look_ahead(self.trainer.predict_dataloaders)
+
+    def on_predict_end(self) -> None:
+        """End the processes that read images."""
+        self._ahead = None
 
     def require_trained(self, verb: str) -> None:
         """Raise `UserError` where a trained method has no trained weights."""
@@ -323,4 +329,5 @@ class EpisodeRef:
     @classmethod
     def of(cls, batch: EpisodeBatch) -> EpisodeRef:
         """The reference of a batch."""
-        return cls(batch.episode_id, batch.class_id, batch.query_key, batch.support_keys)
+        # cloned: a tensor from a loader process is shared memory, of which only so much may be open at a time
+        return cls(batch.episode_id.clone(), batch.class_id.clone(), batch.query_key, batch.support_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,35 @@ def test_no_test_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.M
     method.within = True
     torch.tensor(1).item()
     assert method.waits["item"] == 1, "the counting works"
+
+
+def test_what_is_kept_of_an_episode_keeps_no_shared_memory(tmp_path: Path) -> None:
+    """A tensor from a loader process is an open file: one for each batch would end at the limit of open files."""
+    kept: list[Tensor] = []
+
+    class Kept(FreeMethod):
+        def on_test_epoch_end(self) -> None:
+            kept.extend(t for ref, counts, *_ in self._pending for t in (ref.episode_id, ref.class_id, counts))
+            super().on_test_epoch_end()
+
+    make_trainer(tmp_path).test(Kept(), datamodule=Toy(num_workers=2), verbose=False)
+    assert len(kept) == 3 * 16
+    assert not any(tensor.is_shared() for tensor in kept)
+
+
+def test_the_processes_that_read_images_end_with_the_stage(tmp_path: Path) -> None:
+    running: list[int] = []
+
+    class Trained(FreeMethod):
+        needs_checkpoint = True
+
+        def on_train_epoch_start(self) -> None:
+            running.append(len(multiprocessing.active_children()))
+
+    data = Toy(num_workers=2, batch_size=2, episodes_per_epoch=4)
+    make_trainer(tmp_path, max_epochs=3).fit(Trained(), datamodule=data)
+    assert running[0] == 2, "those of the training loader, which stay"
+    assert max(running) <= 3, "and the one that reads validation episodes, which Lightning keeps"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
