@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fssbench.checkpoint import class_path
+from fssbench.checkpoint import class_path, code_sha256
 from fssbench.encoders.ahead import EncodeAhead
-from fssbench.encoders.cache import ALL, FeatureCache, Features
+from fssbench.encoders.cache import ALL, FeatureCache, Features, numerics
 from fssbench.encoders.compiled import CompiledEncoder, CompileMode
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
@@ -104,11 +104,13 @@ class FewShotMethod(Trainable):
     def feature_kinds(self) -> dict[str, str]:
         """What each tensor of `encode` depends on besides the pixels, for the store on disk: name -> text.
 
-        By default all of them together depend on everything: class, settings and frozen weights. A method that names
-        the encoder's own kinds (`ViTEncoder.kinds`) shares its stored features with others.
+        By default all of them together depend on everything: class, settings, frozen weights, and the source files of
+        the class and its bases (not what they import). A method that names the encoder's own kinds (`ViTEncoder.kinds`)
+        shares its stored features with others.
         """
-        frozen = self.frozen_sha256()
-        return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}
+        settings, frozen = json.dumps(self.settings(), sort_keys=True), self.frozen_sha256()
+        code = code_sha256(type(self), FewShotMethod)
+        return {ALL: f"{class_path(type(self))} {settings}, frozen weights {frozen}, code {code}"}
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Logits (B, H', W') of a batch of episodes."""
@@ -311,7 +313,7 @@ class FewShotMethod(Trainable):
         self._compiled = None if mode == "no" else CompiledEncoder(self.encode, mode)
         self.cache.clear()
         if self.cache.store is not None:
-            where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
+            where = numerics(self.trainer.strategy.root_device, str(self.trainer.precision))
             where += "" if mode == "no" else f", compiled {mode}"  # fused operations round differently
             self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.weights import tensors_sha256
 from fssbench.episode import AUGMENTED
+from fssbench.version import __version__
 
 Features = dict[str, Tensor]
 """Per-image features: tensors whose first dimension counts images."""
@@ -167,6 +168,16 @@ class FeatureCache:
         while self._bytes > self.limit:
             self._kept.popitem(last=False)
             self._bytes -= self.image_bytes
+
+
+def numerics(device: torch.device, precision: str) -> str:
+    """What features depend on besides pixels, encoder and settings, as text: the type of device, the trainer's precision, how
+    float32 products are rounded (TF32), and the versions of this code and torch."""
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by backend, as torch >= 2.9 allows
+        products = f"fp32 {torch.backends.cuda.matmul.fp32_precision} {torch.backends.mkldnn.matmul.fp32_precision}"
+    return f"{device.type}, {precision}, products {products}, torch {torch.__version__}, fssbench {__version__}"
 
 
 def _owned(value: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fssbench.cli import main
-from fssbench.encoders.cache import ALL, FeatureCache
+from fssbench.encoders.cache import ALL, FeatureCache, numerics
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.vit import ViTEncoder
-from fssbench.encoders.weights import tensors_sha256
+from fssbench.encoders.weights import save_vit, tensors_sha256
 
 
 def image(number: int) -> str:
@@ -214,6 +215,57 @@ def test_a_second_run_encodes_nothing(tmp_path: Path) -> None:
         assert cache.encoded == expected
     assert torch.equal(results[0]["double"], results[1]["double"])
     assert torch.equal(results[0]["double"][1], 2 * images[1])
+
+
+def test_what_a_file_says_of_its_model_beside_the_weights_is_seen(tmp_path: Path) -> None:
+    """The number of heads changes features, but neither name, nor shape, nor value of a weight."""
+    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1}
+    found = []
+    for heads in (2, 4):
+        args, path = {**shape, "num_heads": heads}, tmp_path / str(heads) / "vit.safetensors"
+        path.parent.mkdir()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            save_vit(path, VisionTransformer(**args, num_classes=0), args, (0.5,) * 3, (0.5,) * 3)
+        found.append(ViTEncoder("from_weights", str(path), 32, (1,)))
+    one, two = (encoder(torch.ones(1, 3, 32, 32))["block1"] for encoder in found)
+    assert not torch.equal(one, two)
+    assert found[0].kinds() != found[1].kinds()
+
+
+def test_how_products_are_rounded_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = numerics(torch.device("cuda"), "32-true")
+    assert f"torch {torch.__version__}" in before
+    assert numerics(torch.device("cpu"), "32-true") != before != numerics(torch.device("cuda"), "bf16-mixed")
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert numerics(torch.device("cuda"), "32-true") != before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+    def refuses() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9
+        assert "fp32" in numerics(torch.device("cuda"), "32-true")
+
+
+def test_features_are_copied_to_a_gpu_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, copies = FeatureCache(store=FeatureStore(tmp_path, 1), kinds={ALL: "all"}), []
+    cache._put(image(1), features(1))
+    to = Tensor.to
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor.clone())
+
+    def recorded(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if args != (torch.device("cuda"),):
+            return to(tensor, *args, **kwargs)
+        copies.append(kwargs)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", recorded)
+    assert cache._stored(image(1), torch.device("cuda")) is not None
+    assert copies == [{"non_blocking": True}] * 2
 
 
 def test_nothing_is_kept_beside_the_features(tmp_path: Path) -> None:
