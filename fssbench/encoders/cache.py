@@ -176,7 +176,8 @@ def numerics(device: torch.device, precision: str) -> str:
     try:
         products = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by backend, as torch >= 2.9 allows
-        products = f"fp32 {torch.backends.cuda.matmul.fp32_precision} {torch.backends.mkldnn.matmul.fp32_precision}"
+        backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+        products = f"fp32 {' '.join(str(getattr(backend, 'fp32_precision', None)) for backend in backends)}"
     return f"{device.type}, {precision}, products {products}, torch {torch.__version__}, fssbench {__version__}"
 
 

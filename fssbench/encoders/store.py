@@ -96,7 +96,7 @@ class FeatureStore:
     def put(self, kind: str, image: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store the features of an image and return them as `get` will give them (rounded to `dtype`).
 
-        A full disk, or a folder in which files may not be made or removed, does not end the run: a warning is given once
+        Raises `UserError` for features that `dtype` cannot hold. A full disk, or a folder in which files may not be made or removed, does not end the run: a warning is given once
         and nothing more is written.
         """
         import torch
@@ -107,6 +107,11 @@ class FeatureStore:
             n: t.detach().to("cpu", stored_type if t.is_floating_point() else t.dtype).contiguous()
             for n, t in features.items()
         }
+        for name, value in stored.items():
+            if value.dtype == torch.float16 and value.isinf().any() and features[name].isfinite().all():
+                raise UserError(
+                    f"Features {name} are beyond what float16 holds (65504): use --feature_dtype bfloat16 or float32."
+                )
         path = self._path(kind, image)
         if not self._stopped and not path.exists():
             raw = ((name, t.shape, t.flatten().view(torch.uint8).numpy().data) for name, t in stored.items())
