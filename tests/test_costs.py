@@ -17,6 +17,10 @@ from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.store import FeatureStore
 from fssbench.episode import EpisodeBatch
 from fssbench.method import FewShotMethod
+from fssbench.metrics.at_size import bilinear, predicted_counts
+from fssbench.metrics.iou import FewShotIoU
+from fssbench.metrics.square import square_target
+from fssbench.protocols.voting import vote_logits
 from tests.test_method import make_trainer
 from tests.toy import FreeMethod, Toy
 
@@ -154,6 +158,21 @@ def test_no_test_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.M
     method.within = True
     torch.tensor(1).item()
     assert method.waits["item"] == 1, "the counting works"
+
+
+def test_scoring_on_another_device_needs_no_value_of_it() -> None:
+    """Tensors on `meta` have no values: to ask for one is an error, also where only a GPU would be asked."""
+    targets = [torch.zeros(size, dtype=torch.uint8, device="meta") for size in ((20, 30), (17, 9), (20, 30))]
+    metric = FewShotIoU((1, 2)).to("meta")
+    for square in (None, 16, "16-pad"):
+        at = targets if square is None else [square_target(target, square) for target in targets]
+        counts = predicted_counts(torch.zeros(3, 8, 8, device="meta"), at, bilinear)
+        metric.update(counts[:, :4], torch.zeros(3, dtype=torch.int64, device="meta"))
+        assert counts.is_meta
+        assert counts.shape == (3, 5)
+    assert vote_logits(torch.zeros(3, 8, 8, dtype=torch.bool, device="meta")).is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        metric.compute()
 
 
 def test_what_is_kept_of_an_episode_keeps_no_shared_memory(tmp_path: Path) -> None:
