@@ -124,9 +124,10 @@ class Watch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Everything is there: the clock starts."""
         forget_peak()
-        self.before, self.began = resident("VmRSS"), self.clock()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        self.before, self.began = resident("VmRSS"), self.clock()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the loss, on its device."""
@@ -135,6 +136,8 @@ class Watch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop."""
         cuda = pl_module.device.type == "cuda"
+        if cuda:  # which may be steps behind
+            torch.cuda.synchronize()
         self.peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - self.before
         self.seconds = self.clock() - self.began
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
+import marshal
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -72,6 +76,19 @@ def class_path(cls: type) -> str:
     package = cls.__module__.rpartition(".")[0]
     short = package and getattr(import_module(package), cls.__name__, None) is cls
     return f"{package if short else cls.__module__}.{cls.__qualname__}"
+
+
+def code_sha256(cls: type, base: type) -> str:
+    """SHA-256 (hex) of the source files of a class and of its bases that are subclasses of `base`; of their functions'
+    compiled code where there is no file (a notebook)."""
+    digest = hashlib.sha256()
+    for part in (c for c in cls.__mro__ if issubclass(c, base) and c is not base):
+        try:
+            digest.update(Path(inspect.getfile(part)).read_bytes())
+        except (TypeError, OSError):
+            functions = (value for value in vars(part).values() if inspect.isfunction(value))
+            digest.update(b"".join(marshal.dumps(function.__code__) for function in functions))
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

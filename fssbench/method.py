@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fssbench.checkpoint import class_path
+from fssbench.checkpoint import class_path, code_sha256
 from fssbench.encoders.ahead import EncodeAhead
-from fssbench.encoders.cache import ALL, FeatureCache, Features
+from fssbench.encoders.cache import ALL, FeatureCache, Features, numerics
 from fssbench.encoders.compiled import CompiledEncoder, CompileMode
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
@@ -104,11 +104,13 @@ class FewShotMethod(Trainable):
     def feature_kinds(self) -> dict[str, str]:
         """What each tensor of `encode` depends on besides the pixels, for the store on disk: name -> text.
 
-        By default all of them together depend on everything: class, settings and frozen weights. A method that names
-        the encoder's own kinds (`ViTEncoder.kinds`) shares its stored features with others.
+        By default all of them together depend on everything: class, settings, frozen weights, and the source files of
+        the class and its bases (not what they import). A method that names the encoder's own kinds (`ViTEncoder.kinds`)
+        shares its stored features with others.
         """
-        frozen = self.frozen_sha256()
-        return {ALL: f"{class_path(type(self))} {json.dumps(self.settings(), sort_keys=True)}, frozen weights {frozen}"}
+        settings, frozen = json.dumps(self.settings(), sort_keys=True), self.frozen_sha256()
+        code = code_sha256(type(self), FewShotMethod)
+        return {ALL: f"{class_path(type(self))} {settings}, frozen weights {frozen}, code {code}"}
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Logits (B, H', W') of a batch of episodes."""
@@ -222,6 +224,7 @@ class FewShotMethod(Trainable):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation episodes, which a callback may monitor."""
+        self._ahead = None  # and with it the processes that read images
         self.scores = self.metric.compute()
         # the same on every process: computed from summed integer counts, not averaged by the logger
         self.log("val_miou", self.scores["miou"], prog_bar=True, sync_dist=False)
@@ -239,6 +242,7 @@ class FewShotMethod(Trainable):
 
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
+        self._ahead = None
         self.episode_rows = self._gather(self._rows())
         squares = [row.pop("squares") for row in self.episode_rows]
         self.square_rows = {
@@ -255,6 +259,10 @@ class FewShotMethod(Trainable):
         """Refuse to predict with random heads."""
         self.require_trained("predict")
         self._look_ahead(self.trainer.predict_dataloaders)
+
+    def on_predict_end(self) -> None:
+        """End the processes that read images."""
+        self._ahead = None
 
     def require_trained(self, verb: str) -> None:
         """Raise `UserError` where a trained method has no trained weights."""
@@ -305,7 +313,7 @@ class FewShotMethod(Trainable):
         self._compiled = None if mode == "no" else CompiledEncoder(self.encode, mode)
         self.cache.clear()
         if self.cache.store is not None:
-            where = f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}, torch {torch.__version__}"
+            where = numerics(self.trainer.strategy.root_device, str(self.trainer.precision))
             where += "" if mode == "no" else f", compiled {mode}"  # fused operations round differently
             self.cache.kinds = {name: f"{kind}; {where}" for name, kind in self.feature_kinds().items()}
 
@@ -323,4 +331,5 @@ class EpisodeRef:
     @classmethod
     def of(cls, batch: EpisodeBatch) -> EpisodeRef:
         """The reference of a batch."""
-        return cls(batch.episode_id, batch.class_id, batch.query_key, batch.support_keys)
+        # cloned: a tensor from a loader process is shared memory, of which only so much may be open at a time
+        return cls(batch.episode_id.clone(), batch.class_id.clone(), batch.query_key, batch.support_keys)

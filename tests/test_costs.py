@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,10 @@ from fssbench.encoders.cache import FeatureCache
 from fssbench.encoders.store import FeatureStore
 from fssbench.episode import EpisodeBatch
 from fssbench.method import FewShotMethod
+from fssbench.metrics.at_size import bilinear, predicted_counts
+from fssbench.metrics.iou import FewShotIoU
+from fssbench.metrics.square import square_target
+from fssbench.protocols.voting import vote_logits
 from tests.test_method import make_trainer
 from tests.toy import FreeMethod, Toy
 
@@ -153,6 +158,50 @@ def test_no_test_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.M
     method.within = True
     torch.tensor(1).item()
     assert method.waits["item"] == 1, "the counting works"
+
+
+def test_scoring_on_another_device_needs_no_value_of_it() -> None:
+    """Tensors on `meta` have no values: to ask for one is an error, also where only a GPU would be asked."""
+    targets = [torch.zeros(size, dtype=torch.uint8, device="meta") for size in ((20, 30), (17, 9), (20, 30))]
+    metric = FewShotIoU((1, 2)).to("meta")
+    for square in (None, 16, "16-pad"):
+        at = targets if square is None else [square_target(target, square) for target in targets]
+        counts = predicted_counts(torch.zeros(3, 8, 8, device="meta"), at, bilinear)
+        metric.update(counts[:, :4], torch.zeros(3, dtype=torch.int64, device="meta"))
+        assert counts.is_meta
+        assert counts.shape == (3, 5)
+    assert vote_logits(torch.zeros(3, 8, 8, dtype=torch.bool, device="meta")).is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        metric.compute()
+
+
+def test_what_is_kept_of_an_episode_keeps_no_shared_memory(tmp_path: Path) -> None:
+    """A tensor from a loader process is an open file: one for each batch would end at the limit of open files."""
+    kept: list[Tensor] = []
+
+    class Kept(FreeMethod):
+        def on_test_epoch_end(self) -> None:
+            kept.extend(t for ref, counts, *_ in self._pending for t in (ref.episode_id, ref.class_id, counts))
+            super().on_test_epoch_end()
+
+    make_trainer(tmp_path).test(Kept(), datamodule=Toy(num_workers=2), verbose=False)
+    assert len(kept) == 3 * 16
+    assert not any(tensor.is_shared() for tensor in kept)
+
+
+def test_the_processes_that_read_images_end_with_the_stage(tmp_path: Path) -> None:
+    running: list[int] = []
+
+    class Trained(FreeMethod):
+        needs_checkpoint = True
+
+        def on_train_epoch_start(self) -> None:
+            running.append(len(multiprocessing.active_children()))
+
+    data = Toy(num_workers=2, batch_size=2, episodes_per_epoch=4)
+    make_trainer(tmp_path, max_epochs=3).fit(Trained(), datamodule=data)
+    assert running[0] == 2, "those of the training loader, which stay"
+    assert max(running) <= 3, "and the one that reads validation episodes, which Lightning keeps"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fssbench.checkpoint import checkpoint_mismatch, class_path
+from fssbench.checkpoint import checkpoint_mismatch, class_path, code_sha256
 from fssbench.encoders.cache import FeatureCache
 from fssbench.errors import UserError
 from fssbench.method import FewShotMethod
@@ -213,6 +215,31 @@ def test_equal_keys_of_training_images_mean_equal_images(augment: str) -> None:
         pairs = [(images[key][0], images[f"{key}|flipped"][0]) for key in plain if f"{key}|flipped" in images]
         assert pairs
         assert all(torch.equal(one.flip(-1), other) for one, other in pairs)
+
+
+def test_stored_features_belong_to_the_code_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method's author changes `encode` and runs again: no setting and no weight says so."""
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = []
+    for number in (1, 2, 2):
+        (tmp_path / "own_method.py").write_text(
+            "from tests.toy import FreeMethod\n\n\nclass Own(FreeMethod):\n    def encode(self, images):\n"
+            f"        return {{'colour': {number} * super().encode(images)['colour']}}\n"
+        )
+        sys.modules.pop("own_method", None)
+        importlib.invalidate_caches()
+        kinds.append(importlib.import_module("own_method").Own().feature_kinds())
+    assert kinds[0] != kinds[1] == kinds[2]
+
+
+def test_code_without_a_file_is_told_apart() -> None:
+    def typed(number: int) -> type:
+        values: dict[str, Any] = {"FreeMethod": FreeMethod, "__name__": "typed"}
+        exec(f"class Typed(FreeMethod):\n    def encode(self, images):\n        return {number}\n", values)
+        found: type = values["Typed"]
+        return found
+
+    assert code_sha256(typed(1), FreeMethod) == code_sha256(typed(1), FreeMethod) != code_sha256(typed(2), FreeMethod)
 
 
 def test_the_hash_of_the_weights_sees_every_value() -> None:

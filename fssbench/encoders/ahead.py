@@ -80,8 +80,9 @@ class _Memory:
 
     def use(self, number: int, new: list[str], may_exceed: bool) -> list[str] | None:
         """Take in what batch `number` lacks and hold on to all that it uses; returns what has to go for it, or None
-        where there is no room beside what the present load holds."""
-        gone = self._farthest_ones(len(self._next) + len(new) - self.room, number, may_exceed)
+        where there is no room beside what the present load holds. Nothing goes for a batch that lacks nothing, even
+        where more is known than there is room for: only a load can say so."""
+        gone = self._farthest_ones(len(self._next) + len(new) - self.room, number, may_exceed) if new else []
         if gone is None:
             return None
         for key in gone:

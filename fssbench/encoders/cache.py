@@ -11,6 +11,7 @@ from torch import Tensor
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.weights import tensors_sha256
 from fssbench.episode import AUGMENTED
+from fssbench.version import __version__
 
 Features = dict[str, Tensor]
 """Per-image features: tensors whose first dimension counts images."""
@@ -118,13 +119,12 @@ class FeatureCache:
         group = self.group_on(images.device)
         for start in range(0, len(missing), group):
             part = missing[start : start + group]
-            made = encode(images[[row for row, _ in part]].contiguous())
+            # stacked: a list as an index would be a tensor that is copied to the device and waited for
+            made = encode(torch.stack([images[row] for row, _ in part]).contiguous())
             self.encoded += len(part)
             self.passes += 1
             for position, (_, key) in enumerate(part):
-                # cloned where several share one tensor, as a view would keep the whole group alive, and where the next
-                # pass may write over it (CUDA graphs)
-                one = {n: v[position].clone() if group > 1 or v.is_cuda else v[position] for n, v in made.items()}
+                one = {name: _owned(value[position]) for name, value in made.items()}
                 found[key] = self._put(names.get(key), one)
         for value in found.values():
             self.image_bytes = sum(v.numel() * v.element_size() for v in value.values())
@@ -134,7 +134,8 @@ class FeatureCache:
         """Key -> SHA-256 of the pixels, for the images that the store may hold."""
         if self.store is None:
             return {}
-        return {key: tensors_sha256({"pixels": images[row]}) for row, key in missing if AUGMENTED not in key}
+        pixels = images.cpu()  # all at once: a copy from a GPU is waited for
+        return {key: tensors_sha256({"pixels": pixels[row]}) for row, key in missing if AUGMENTED not in key}
 
     def _stored(self, image: str | None, device: torch.device) -> Features | None:
         if self.store is None or image is None:
@@ -145,6 +146,8 @@ class FeatureCache:
             if part is None:
                 return None
             found.update(part if name == ALL else {name: part[_ONE]})
+        if device.type == "cuda":  # from page-locked memory, so that the copy is not waited for
+            return {name: value.pin_memory().to(device, non_blocking=True) for name, value in found.items()}
         return {name: value.to(device) for name, value in found.items()}
 
     def _put(self, image: str | None, features: Features) -> Features:
@@ -165,6 +168,24 @@ class FeatureCache:
         while self._bytes > self.limit:
             self._kept.popitem(last=False)
             self._bytes -= self.image_bytes
+
+
+def numerics(device: torch.device, precision: str) -> str:
+    """What features depend on besides pixels, encoder and settings, as text: the type of device, the trainer's precision, how
+    float32 products are rounded (TF32), and the versions of this code and torch."""
+    try:
+        products = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by backend, as torch >= 2.9 allows
+        backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+        products = f"fp32 {' '.join(str(getattr(backend, 'fp32_precision', None)) for backend in backends)}"
+    return f"{device.type}, {precision}, products {products}, torch {torch.__version__}, fssbench {__version__}"
+
+
+def _owned(value: Tensor) -> Tensor:
+    """The same with memory of its own: a view would keep alive all that it is a part of, such as the group's other images,
+    and a CUDA graph writes over its results in the next pass."""
+    alone = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    return value if alone and not value.is_cuda else value.clone()
 
 
 def _stacked(features: Sequence[Features]) -> Features:

@@ -29,13 +29,15 @@ from fssbench.errors import UserError
 from fssbench.files import sha256_text, write_text_whole, written_whole
 
 if TYPE_CHECKING:  # keeps `fssbench cache` light
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 SUFFIX = ".safetensors"
 _TYPES = "types"  # key of the metadata: the features' own types, in which they are given back
 KEEP = 0.9
 """Part of the limit that is left after making room, so that not every new file has to make room again."""
+LOOK = 0.02
+"""Part of the limit that is written before the folder is looked through again: other processes write into it, too."""
 _ABANDONED = 3600.0  # seconds after which a half-written file has no writer any more
 _RECENT = 600.0  # a file read again within so many seconds is not marked as used again
 
@@ -64,8 +66,8 @@ class FeatureStore:
         self.dtype = dtype
         self.read, self.written = 0, 0
         """Files read and written by this object so far."""
-        self._size: int | None = None
-        self._full_disk = False
+        self._size, self._unseen = 0, self.limit  # bytes of all files when last looked at; written since
+        self._stopped = False
 
     # -- features -------------------------------------------------------------------------------------------------
 
@@ -75,29 +77,27 @@ class FeatureStore:
 
         A damaged file counts as not stored, and is removed where that is allowed.
         """
-        import torch
-
         path = self._path(kind, image)
         try:
             with safe_open(path, framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                types: dict[str, str] = json.loads((file.metadata() or {}).get(_TYPES, "{}"))
+                types = _types(file.metadata(), set(file.keys()))
+                # copied: views of the mapped file would change with it, and end the process where a network drive loses it
+                found = {name: file.get_tensor(name).to(kind, copy=True) for name, kind in types.items()}
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError):
             with suppress(OSError):  # a folder that may only be read
                 path.unlink(missing_ok=True)
             return None
         self.read += 1
         _mark_used(path)
-        return {
-            n: t.to(getattr(torch, types.get(n, "float32"))) if t.is_floating_point() else t for n, t in found.items()
-        }
+        return found
 
     def put(self, kind: str, image: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store the features of an image and return them as `get` will give them (rounded to `dtype`).
 
-        A full disk does not end the run: a warning is given once and nothing more is written.
+        Raises `UserError` for features that `dtype` cannot hold. A full disk, or a folder in which files may not be made or removed, does not end the run: a warning is given once
+        and nothing more is written.
         """
         import torch
         from safetensors.torch import save
@@ -107,8 +107,13 @@ class FeatureStore:
             n: t.detach().to("cpu", stored_type if t.is_floating_point() else t.dtype).contiguous()
             for n, t in features.items()
         }
+        for name, value in stored.items():
+            if value.dtype == torch.float16 and value.isinf().any() and features[name].isfinite().all():
+                raise UserError(
+                    f"Features {name} are beyond what float16 holds (65504): use --feature_dtype bfloat16 or float32."
+                )
         path = self._path(kind, image)
-        if not self._full_disk and not path.exists():
+        if not self._stopped and not path.exists():
             raw = ((name, t.shape, t.flatten().view(torch.uint8).numpy().data) for name, t in stored.items())
             types = {n: str(t.dtype).removeprefix("torch.") for n, t in features.items()}
             self._write(path, kind, save(stored, {"sha256": _digest(raw), _TYPES: json.dumps(types)}))
@@ -123,16 +128,17 @@ class FeatureStore:
                 write_text_whole(note, f"{kind}\nstored as {self.dtype}\n")
             with written_whole(path) as temporary:
                 temporary.write_bytes(content)
-        except UserError as error:
+            self.written += 1
+            self._size, self._unseen = self._size + len(content), self._unseen + len(content)
+            if self._unseen > LOOK * self.limit:
+                self._size, self._unseen = self.size(), 0
+            if self._size > self.limit:
+                self._make_room()
+        except (UserError, OSError) as error:
             import warnings
 
-            self._full_disk = True
+            self._stopped = True
             warnings.warn(f"{error} Features are not stored any more in this run.", stacklevel=2)
-            return
-        self.written += 1
-        self._size = self.size() if self._size is None else self._size + len(content)
-        if self._size > self.limit:
-            self._make_room()
 
     def _path(self, kind: str, image: str) -> Path:
         return self.folder / sha256_text(f"{kind}\n{self.dtype}")[:16] / image[:2] / f"{image}{SUFFIX}"
@@ -182,7 +188,10 @@ class FeatureStore:
         return [entry.path for entry in self.entries() if not is_whole(entry.path)]
 
     def _make_room(self) -> None:
-        """Remove the least recently used files. One process at a time; the others go on writing meanwhile."""
+        """Remove the least recently used files. One process at a time; the others go on writing meanwhile.
+
+        Raises `UserError` or `OSError` where they may not be removed.
+        """
         try:
             with FileLock(self.folder / ".making_room.lock", timeout=0):
                 entries = sorted(self.entries(), key=lambda entry: entry.used)
@@ -190,11 +199,17 @@ class FeatureStore:
                 for entry in entries:
                     if size <= KEEP * self.limit:
                         break
-                    entry.path.unlink(missing_ok=True)
-                    size -= entry.size
+                    with suppress(OSError):  # of another user; on Windows also one that is read just now
+                        entry.path.unlink(missing_ok=True)
+                        size -= entry.size
                 for path in self._abandoned(_ABANDONED):
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
                 self._size = size
+                if size > self.limit:
+                    raise UserError(
+                        f"{self.folder} is full and its files may not be removed. Give another FSSBENCH_FEATURES."
+                    )
         except Timeout:
             self._size = int(KEEP * self.limit)  # as the other process will leave it
 
@@ -206,6 +221,20 @@ class FeatureStore:
                 if path.stat().st_mtime <= old:
                     found.append(path)
         return found
+
+
+def _types(metadata: Mapping[str, str] | None, names: set[str]) -> dict[str, dtype]:
+    """Tensor of a file -> its type when it was put in. Raises `ValueError` where the header is damaged."""
+    import torch
+
+    words = json.loads((metadata or {}).get(_TYPES, "{}"))
+    if not isinstance(words, dict) or words.keys() != names:
+        raise ValueError(f"tensors {sorted(names)}, but types {words}")
+    types = {name: getattr(torch, str(word), None) for name, word in words.items()}
+    found = {name: kind for name, kind in types.items() if isinstance(kind, torch.dtype)}
+    if len(found) < len(types):
+        raise ValueError(f"unknown types {words}")
+    return found
 
 
 def is_whole(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,6 +76,8 @@ class ViTEncoder(nn.Module):
             raise UserError(f"pos_embed_resize '{pos_embed_resize}' is unknown.{hint}")
         vit, mean, std = _described(name, weights)  # everything is checked before anything is read or downloaded
         self.name = name
+        # its own weights do not tell all of a described model: the number of heads is in no shape
+        self._arguments = json.dumps(read_vit_header(weights).vit_args, sort_keys=True) if name == FROM_WEIGHTS else ""
         self.embed_dim: int = vit.embed_dim
         self.depth = len(vit.blocks)
         self.patch_size: int = vit.patch_embed.patch_size[0]
@@ -111,7 +114,7 @@ class ViTEncoder(nn.Module):
             above = tuple(f"vit.blocks.{n}." for n in range(block, self.depth))
             below = "\n".join(digests[name] for name in sorted(digests) if not name.startswith(above))
             found[block] = (
-                f"{self.name} block {block}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
+                f"{self.name} {self._arguments} block {block}, timm {timm.__version__}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
                 f"mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}, weights {sha256_text(below)}"
             )
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -187,7 +188,8 @@ class SAM2FSS(FewShotMethod):
         weights = tensors_sha256({name: value for name, value in state.items() if name.startswith(used)})
         config = json.dumps(settings["sam2_config"], sort_keys=True)
         pyramid = (
-            f"SAM {settings['sam2_version']} {settings['sam2_size']} {config}, {self.precision}, weights {weights}"
+            f"SAM {settings['sam2_version']} {settings['sam2_size']} {config}, sam2 {version('sam2')}, "
+            f"{self.precision}, weights {weights}"
         )
         kinds = {level: f"{level} of {pyramid}" for level in LEVELS}
         if self.encoder is not None:

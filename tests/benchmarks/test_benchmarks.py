@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from tests.processes import REPOSITORY, python
+from tests.test_method import make_trainer
+from tests.toy import FreeMethod
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 NETWORK = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_weights", "random", "--model.image_size", "32"]
@@ -63,6 +65,23 @@ def cells(output: str) -> list[list[str]]:
     """The cells of the printed table's rows, without the head."""
     rows = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_bare_encoder_has_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    encoder_alone = runpy.run_path(str(BENCHMARKS / "test_run.py"))["encoder_alone"]
+    used: list[bool] = []
+
+    class Watched(FreeMethod):
+        def encode(self, images: torch.Tensor) -> Any:
+            used.append(torch.is_autocast_enabled("cpu"))
+            return super().encode(images)
+
+    for precision in ("32-true", "bf16-mixed"):
+        method, trainer = Watched(), make_trainer(tmp_path, precision=precision)
+        method.trainer = trainer
+        encoder_alone(method, torch.rand(2, 3, 16, 16), torch.device("cpu"), 2, lambda: 0.0)
+    assert used == [False, True]
 
 
 def test_startup(tmp_path: Path) -> None:

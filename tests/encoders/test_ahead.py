@@ -80,6 +80,16 @@ def test_what_is_known_is_not_encoded_again_and_what_is_never_used_goes_first() 
     assert list(plan(uses, 4, 8, known=["a", "b", "c"])) == []
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_more_may_be_known_than_there_is_room_for(seed: int) -> None:
+    """A batch larger than the room leaves more than fits, and the next validation begins with it."""
+    generator = np.random.default_rng(seed)
+    uses = episodes(12, 9, 2, seed=seed)
+    room, group = int(generator.integers(0, 7)), int(generator.choice([1, 2, 4]))
+    known = [f"i{n}" for n in generator.choice(9, min(9, room + 2), replace=False)]
+    replayed(uses, list(plan(uses, room, min(group, max(1, room)), known)), known)
+
+
 class Source:
     """Images of one pixel whose value is their number, and an encoder that counts."""
 

@@ -52,6 +52,44 @@ def test_a_vision_transformer_is_one_graph_and_gives_the_same() -> None:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
 
 
+class Graphs:
+    """A backend that compiles nothing and remembers what it was given: number of results and shape of the images."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: list[tuple[int, int]] = []
+        original = torch._dynamo.optimize
+        monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: original(self, dynamic=dynamic)(function))
+        torch._dynamo.reset()
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        (output,) = graph.graph.find_nodes(op="output")
+        images = next(value for value in inputs if isinstance(value, Tensor) and value.ndim == 4)
+        self.found.append((len(output.args[0]), len(images)))
+        return graph.forward
+
+
+def test_what_a_network_keeps_is_no_result_of_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position table made inside would be written over with a CUDA graph's other results, and compiled twice."""
+    graphs = Graphs(monkeypatch)
+    vit = ViTEncoder("vit_tiny_patch16_224", "random", 32, (1, 2))
+    encoder = CompiledEncoder(vit.forward, "default")
+    for _ in range(3):
+        encoder(torch.rand(1, 3, 32, 32))
+    assert graphs.found == [(2, 1)]
+
+
+def test_training_and_validation_share_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond eight compilations torch would silently go on without."""
+    graphs = Graphs(monkeypatch)
+    encoder = CompiledEncoder(lambda images: {"mean": images.mean((1, 2, 3))}, "default")
+    for mode in (torch.no_grad, torch.inference_mode):
+        for count in (1, 2, 4, 8, 16, 32):
+            with mode():
+                images = torch.rand(count, 3, 4, 4)
+                torch.testing.assert_close(encoder(images)["mean"], images.mean((1, 2, 3)))
+    assert [count for _, count in graphs.found] == [1, 2, 4, 8, 16, 32]
+
+
 def test_a_run_with_it_scores_the_same_and_keeps_its_own_files(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "features", 1)
     found = []

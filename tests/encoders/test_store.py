@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fssbench.cli import main
-from fssbench.encoders.cache import ALL, FeatureCache
+from fssbench.encoders.cache import ALL, FeatureCache, numerics
 from fssbench.encoders.store import FeatureStore
 from fssbench.encoders.vit import ViTEncoder
-from fssbench.encoders.weights import tensors_sha256
+from fssbench.encoders.weights import save_vit, tensors_sha256
+from fssbench.errors import UserError
 
 
 def image(number: int) -> str:
@@ -59,6 +61,50 @@ def test_the_size_is_bounded_and_the_least_recently_used_go_first(tmp_path: Path
     assert store.get("kind", image(59)) is not None
 
 
+def test_features_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
+    large = {"tokens": torch.tensor([1.0, 7e4])}
+    with pytest.raises(UserError, match=r"tokens.*65504.*--feature_dtype bfloat16"):
+        FeatureStore(tmp_path, 1, "float16").put("kind", image(1), large)
+    for dtype in ("bfloat16", "float32"):
+        assert FeatureStore(tmp_path, 1, dtype).put("kind", image(1), large)["tokens"].isfinite().all()  # type: ignore[arg-type]
+    infinite = {"tokens": torch.tensor([1.0, float("inf")])}
+    assert torch.equal(
+        FeatureStore(tmp_path, 1, "float16").put("kind", image(2), infinite)["tokens"], infinite["tokens"]
+    )
+
+
+def test_several_writers_together_keep_to_the_size(tmp_path: Path) -> None:
+    """Each of them sees only what it writes itself, but looks again from time to time."""
+    stores = [FeatureStore(tmp_path, 40 * 1.3 / 2**20) for _ in range(3)]
+    largest = 0
+    for number in range(40):
+        for writer, store in enumerate(stores):
+            store.put("kind", image(1000 * writer + number), features(number))
+        largest = max(largest, stores[0].size())
+    assert largest <= 1.1 * stores[0].limit
+
+
+@pytest.mark.parametrize("refused", ["unlink", "lock"])
+def test_files_that_may_not_be_removed_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Those of another user in a shared folder; the lock is such a file too."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if refused == "unlink":
+        monkeypatch.setattr(Path, "unlink", refuse)
+    else:
+        monkeypatch.setattr("fssbench.encoders.store.FileLock", refuse)
+    store = FeatureStore(tmp_path, 3 * 1.3 / 2**20)
+    with pytest.warns(UserWarning, match="not stored any more") as told:
+        kept = [store.put("kind", image(number), features(number)) for number in range(9)]
+    assert all(torch.equal(kept[number]["tokens"], features(number)["tokens"]) for number in range(9))
+    assert len(told) == 1
+    assert store.written < 9
+
+
 def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, 1)
     store.put("kind", image(1), features(1))
@@ -67,6 +113,34 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     assert store.get("kind", image(1)) is None
     store.put("kind", image(1), features(1))
     assert store.get("kind", image(1)) is not None
+
+
+def test_no_damage_of_the_header_ends_a_run(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    content = path.read_bytes()
+    for damaged in (b"", bytes(len(content))):
+        path.write_bytes(damaged)
+        assert store.get("kind", image(1)) is None
+    for position in range(8 + int.from_bytes(content[:8], "little")):
+        changed = bytearray(content)
+        changed[position] ^= 1 + position % 7
+        path.write_bytes(changed)
+        found = store.get("kind", image(1))
+        assert found is None or found.keys() == features(1).keys()
+
+
+def test_what_was_read_does_not_depend_on_the_file_any_more(tmp_path: Path) -> None:
+    """A view of a mapped file would change with it, and end the process where a network drive loses it."""
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    found = store.get("kind", image(1))
+    assert found is not None
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    with open(path, "rb+") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(found["tokens"], features(1)["tokens"])
 
 
 def test_a_damaged_file_in_a_folder_that_may_only_be_read_is_left(
@@ -154,6 +228,86 @@ def test_a_second_run_encodes_nothing(tmp_path: Path) -> None:
         assert cache.encoded == expected
     assert torch.equal(results[0]["double"], results[1]["double"])
     assert torch.equal(results[0]["double"][1], 2 * images[1])
+
+
+def test_what_a_file_says_of_its_model_beside_the_weights_is_seen(tmp_path: Path) -> None:
+    """The number of heads changes features, but neither name, nor shape, nor value of a weight."""
+    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1}
+    found = []
+    for heads in (2, 4):
+        args, path = {**shape, "num_heads": heads}, tmp_path / str(heads) / "vit.safetensors"
+        path.parent.mkdir()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            save_vit(path, VisionTransformer(**args, num_classes=0), args, (0.5,) * 3, (0.5,) * 3)
+        found.append(ViTEncoder("from_weights", str(path), 32, (1,)))
+    one, two = (encoder(torch.ones(1, 3, 32, 32))["block1"] for encoder in found)
+    assert not torch.equal(one, two)
+    assert found[0].kinds() != found[1].kinds()
+
+
+def test_how_products_are_rounded_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = numerics(torch.device("cuda"), "32-true")
+    assert f"torch {torch.__version__}" in before
+    assert numerics(torch.device("cpu"), "32-true") != before != numerics(torch.device("cuda"), "bf16-mixed")
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert numerics(torch.device("cuda"), "32-true") != before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+    def refuses() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    assert "fp32" in numerics(torch.device("cuda"), "32-true")
+
+
+def test_features_are_copied_to_a_gpu_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, copies = FeatureCache(store=FeatureStore(tmp_path, 1), kinds={ALL: "all"}), []
+    cache._put(image(1), features(1))
+    to = Tensor.to
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor.clone())
+
+    def recorded(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if args != (torch.device("cuda"),):
+            return to(tensor, *args, **kwargs)
+        copies.append(kwargs)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", recorded)
+    assert cache._stored(image(1), torch.device("cuda")) is not None
+    assert copies == [{"non_blocking": True}] * 2
+
+
+def test_nothing_is_kept_beside_the_features(tmp_path: Path) -> None:
+    """A view of something larger would keep all of it alive, beyond the limit."""
+    cache = FeatureCache()
+
+    def encode(images: Tensor) -> dict[str, Tensor]:
+        tokens = images.flatten(2).repeat(1, 1, 100)
+        return {"first": tokens[..., :4], "mean": images.mean((2, 3))[..., None].expand(-1, -1, 4)}
+
+    images = torch.rand(3, 3, 4, 4)
+    cache.features(["a", "b", "c"], images, encode)
+    kept = [value for features in cache._kept.values() for value in features.values()]
+    assert sum(value.untyped_storage().nbytes() for value in kept) == 3 * cache.image_bytes
+
+
+def test_an_encoder_pass_copies_no_row_numbers() -> None:
+    """A list as an index is a tensor that is copied to the device, and waited for."""
+    indexed: list[object] = []
+
+    class Watched(Tensor):
+        def __getitem__(self, index: object) -> Tensor:
+            indexed.append(index)
+            return super().__getitem__(index)
+
+    images = torch.rand(3, 3, 4, 4)
+    found = FeatureCache().features(["a", "b", "a"], images.as_subclass(Watched), lambda x: {"double": 2 * x})
+    assert torch.equal(found["double"].as_subclass(Tensor), 2 * images[[0, 1, 0]])
+    assert indexed
+    assert not any(isinstance(index, list) for index in indexed)
 
 
 def test_encoders_share_a_block_whatever_else_they_return() -> None:
