@@ -39,6 +39,8 @@ from fssbench.trainable import Trainable
 RUN_GROUP = "run"
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
+OTHER_WEIGHTS = ("64", "64-true", "16-true", "bf16-true")
+"""Precisions in which Lightning converts the weights, and would convert a batch's masks and ids too."""
 RUN_OPTION_TYPES: dict[str, tuple[Any, Any]] = {
     "name": (str | None, None),
     "run_dir": (str | None, None),
@@ -189,6 +191,11 @@ class FssbenchCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The configured trainer with loggers and a checkpoint in the run folder."""
         config = self._own(self.config_init)["trainer"]
+        if str(config.get("precision")) in OTHER_WEIGHTS:
+            raise UserError(
+                f"trainer.precision {config['precision']} changes the type of the weights themselves, which no method here is "
+                "made for. Use 32-true, bf16-mixed or 16-mixed."
+            )
         callbacks = as_list(config.get("callbacks"))
         self.save_config_kwargs = {**self.save_config_kwargs, "cli": self}
         if self.subcommand == "fit":

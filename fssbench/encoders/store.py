@@ -96,8 +96,8 @@ class FeatureStore:
     def put(self, kind: str, image: str, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store the features of an image and return them as `get` will give them (rounded to `dtype`).
 
-        Raises `UserError` for features that `dtype` cannot hold. A full disk, or a folder in which files may not be made or removed, does not end the run: a warning is given once
-        and nothing more is written.
+        Raises `UserError` for features that `dtype` cannot hold. A full disk, or a folder in which files may not be made or
+        removed, does not end the run: a warning is given once and nothing more is written.
         """
         import torch
         from safetensors.torch import save

@@ -114,8 +114,9 @@ class ViTEncoder(nn.Module):
             above = tuple(f"vit.blocks.{n}." for n in range(block, self.depth))
             below = "\n".join(digests[name] for name in sorted(digests) if not name.startswith(above))
             found[block] = (
-                f"{self.name} {self._arguments} block {block}, timm {timm.__version__}, final_norm {self.final_norm}, positions {self.pos_embed_resize}, "
-                f"mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}, weights {sha256_text(below)}"
+                f"{self.name} {self._arguments} block {block}, timm {timm.__version__}, final_norm {self.final_norm}, "
+                f"positions {self.pos_embed_resize}, mean {self.mean.flatten().tolist()}, "
+                f"std {self.std.flatten().tolist()}, weights {sha256_text(below)}"
             )
         return found
 

@@ -37,6 +37,8 @@ Output = pytest.CaptureFixture[str]
         ("--trainer.max_epochs x", "trainer.max_epochs: expected int or null, not 'x'", ""),
         ("--trainer.devices 0", "trainer: `Trainer(devices=", "Correct the trainer part"),
         ("--trainer.strategy dpp", "strategy='dpp'", "Correct the trainer part"),
+        ("--trainer.precision bf16-true", "trainer.precision bf16-true changes the type of the weights", "bf16-mixed"),
+        ("--trainer.precision 64", "trainer.precision 64", "Use 32-true"),
         ("--overwrite yes", "overwrite: expected only-missing or always or never", ""),
         ("--name a/b", "--name", "letters, digits"),
         ("stray", "stray", "--help"),
