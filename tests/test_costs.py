@@ -170,7 +170,7 @@ def test_scoring_on_another_device_needs_no_value_of_it() -> None:
         metric.update(counts[:, :4], torch.zeros(3, dtype=torch.int64, device="meta"))
         assert counts.is_meta
         assert counts.shape == (3, 5)
-    assert vote_logits(torch.zeros(3, 8, 8, dtype=torch.bool, device="meta")).is_meta
+    assert vote_logits(torch.zeros(2, 3, 8, 8, dtype=torch.bool, device="meta")).is_meta
     with pytest.raises(RuntimeError, match="meta"):
         metric.compute()
 
