@@ -122,6 +122,19 @@ def test_a_threshold_that_no_token_can_be_measured_by_is_refused(threshold: floa
         make_method(mask_threshold=threshold)
 
 
+def test_the_record_says_what_came_from_sam(adapter_file: str) -> None:
+    def facts(**kwargs: Any) -> tuple[str, tuple[str, ...]]:
+        found = make_method(**{"decoder": DecoderConfig(), **kwargs}).metadata()
+        return found["supervision"], found["contamination"]
+
+    sam = ("SA-1B masks (SAM)", ("class-agnostic masks",))
+    assert facts() == ("none", ("none",))
+    assert facts(sam_weights="folder/sam_vit_b_01ec64.pth") == sam
+    assert facts(sam_weights="own_sam.pth") == ("unknown", ("unknown",)), "nobody knows on what masks"
+    distilled = facts(adapter_weights=adapter_file)
+    assert distilled == ("unknown", ("unknown",)), "from a teacher, without SAM's decoder: this file does not say which"
+
+
 def test_random_start_follows_the_seed() -> None:
     one, same = make_method().state_dict(), make_method().state_dict()
     assert all(torch.equal(value, same[name]) for name, value in one.items())
