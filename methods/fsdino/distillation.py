@@ -288,8 +288,15 @@ class Distillation(Trainable):
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Remember how the weights are made."""
+        """Remember how the weights are made. Raises `UserError` where a run would go on with other images."""
+        before, names = self.training_facts, "image_names_sha256"
         super().on_fit_start()
+        if names in before and before[names] != self.training_facts.get(names):
+            raise UserError(
+                f"The run began with {before.get('images')} training images; now there are "
+                f"{self.training_facts.get('images')}, or others. Give the same (data.root, data.max_images), or start anew "
+                "with --overwrite always."
+            )
         self.training_facts |= {"selection": "val-split", "teacher_sha256": self.teacher_sha256}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -65,6 +65,13 @@ def test_a_training_that_diverges_is_stopped(world: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("adapter*"))
 
 
+def test_a_run_does_not_go_on_with_other_images(world: Path, tmp_path: Path) -> None:
+    fit(world, make_module(world), tmp_path, limit_train_batches=1)
+    make_images(tmp_path / "grown" / "images", 14)
+    with pytest.raises(UserError, match="began with 11 training images; now there are 13"):
+        fit(tmp_path / "grown", make_module(world), tmp_path, str(tmp_path / "last.ckpt"))
+
+
 def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="8 channels, model.width is 256"):
         fit(world, make_module(world, width=256), tmp_path)
