@@ -92,7 +92,7 @@ class Distillation(Trainable):
         self.schedule = Schedule(distill, self.encoder.patch_size)
         self.adapter = Adapter(self.encoder.embed_dim, width, adapter)
         self.metric = DistillationScores(width)
-        self.loss_metric = MeanMetric(nan_strategy="disable")  # by default it would leave them out
+        self.loss_metric = MeanMetric(nan_strategy=math.inf)  # by default it leaves out batches whose loss is nan
         self.best: dict[str, Tensor] | None = None
         """The adapter's best weights of this stage so far, on the CPU; None before its first validation."""
         self.best_loss = math.inf
