@@ -38,6 +38,7 @@ class ImageFiles(ImageCollection):
         self.root = Path(root).expanduser()
         if not self.root.exists():
             raise UserError(f"{self.root} does not exist. Give data.root: a folder of images, or of SA-1B's tar files.")
+        self._folder = self.root.resolve()
         self._places: dict[str, Place] = {}
         self._times: dict[Path, int] = {}
         names = [self.root] if self.root.is_file() else _below(self.root)
@@ -52,15 +53,19 @@ class ImageFiles(ImageCollection):
             raise UserError(_empty(self.root, names))
 
     def stamp(self, row: int) -> str:
-        """Key, bytes, and the time of the file (of the tar file, for an image inside one)."""
+        """Folder, key, bytes, and the time of the file (of the tar file, for an image inside one)."""
         key = self.keys[row]
         place = self._places[key]
+        name = f"{self._folder}|{key}"
         if place.size >= 0:
             if place.path not in self._times:
                 self._times[place.path] = place.path.stat().st_mtime_ns
-            return f"{key}|{place.size}|{self._times[place.path]}"
-        facts = place.path.stat()
-        return f"{key}|{facts.st_size}|{facts.st_mtime_ns}"
+            return f"{name}|{place.size}|{self._times[place.path]}"
+        try:
+            facts = place.path.stat()
+        except OSError:  # a link to nothing, a file that is gone: `content` says so
+            return f"{name}|unreadable"
+        return f"{name}|{facts.st_size}|{facts.st_mtime_ns}"
 
     def content(self, row: int) -> bytes:
         """The encoded image. Raises `UserError` where its file cannot be read."""
@@ -83,7 +88,10 @@ def _below(root: Path) -> list[Path]:
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:
     """Name -> (offset, bytes) of the images in a tar file: from the cache, or from a walk over its headers."""
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}. Check the file and data.root.") from error
     cached = (
         cache_folder() / "tar" / f"{sha256_text(f'{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}')[:32]}.json"
     )

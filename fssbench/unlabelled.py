@@ -23,7 +23,7 @@ class ImageCollection(ABC):
 
     @abstractmethod
     def stamp(self, row: int) -> str:
-        """What changes whenever the image may have changed, and is known without reading it: key, size, time."""
+        """What changes whenever the image may have changed, and is known without reading it: folder, key, size, time."""
 
     @abstractmethod
     def content(self, row: int) -> bytes:

@@ -26,6 +26,12 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the average where the weights will be. Lightning moves them there only afterwards: the average would stay
+        in the CPU's memory, and all weights would be copied there after every step."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the weights that training goes on with, without the frozen parts."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)

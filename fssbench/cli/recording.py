@@ -215,7 +215,8 @@ def unfinished_run(
     """The checkpoint to go on from, or None for a fresh start.
 
     defaults  values of options and settings that the version which began the run may not have known
-    neutral   settings of the method that may have changed since (`Trainable.neutral_settings`)
+    neutral   settings of the method that may have changed since (`Trainable.neutral_settings`), as may the number of
+              processes that load the data
 
     Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
     """
@@ -228,7 +229,7 @@ def unfinished_run(
         raise UserError(f"{run_dir} holds a run already. Choose another --run_dir.")
     config_file = run_dir / CONFIG_FILE
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    changeable = [f"model.init_args.{name}" for name in neutral]
+    changeable = [*(f"model.init_args.{name}" for name in neutral), "data.init_args.num_workers"]
     theirs, config = (without(settings, changeable) for settings in (completed(theirs, config, defaults), config))
     different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
     if different:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import safetensors.torch
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -59,12 +59,8 @@ class Distillation(Trainable):
 
     reads: ClassVar[Literal["episodes", "images"]] = "images"
     verbs: ClassVar[tuple[str, ...]] = ("fit",)
-    free_settings: ClassVar[tuple[str, ...]] = (
-        *Trainable.free_settings,
-        "teacher_weights",
-        "cache_dir",
-        "teacher_batch",
-    )
+    free_settings: ClassVar[tuple[str, ...]] = (*Trainable.free_settings, "teacher_weights")
+    neutral_settings: ClassVar[tuple[str, ...]] = ("cache_dir", "teacher_batch")
 
     def __init__(
         self,
@@ -95,7 +91,8 @@ class Distillation(Trainable):
         )
         self.schedule = Schedule(distill, self.encoder.patch_size)
         self.adapter = Adapter(self.encoder.embed_dim, width, adapter)
-        self.metric, self.loss_metric = DistillationScores(width), MeanMetric()
+        self.metric = DistillationScores(width)
+        self.loss_metric = MeanMetric(nan_strategy=math.inf)  # by default it leaves out batches whose loss is nan
         self.best: dict[str, Tensor] | None = None
         """The adapter's best weights of this stage so far, on the CPU; None before its first validation."""
         self.best_loss = math.inf
@@ -108,8 +105,8 @@ class Distillation(Trainable):
     # -- stages ---------------------------------------------------------------------------------------------------
 
     def trainer_settings(self) -> dict[str, Any]:
-        """The trainer runs all stages, and asks for loaders of another resolution as they come."""
-        return {"max_epochs": self.schedule.total, "reload_dataloaders_every_n_epochs": 1}
+        """The trainer runs all stages to their end, and asks for loaders of another resolution as they come."""
+        return {"max_epochs": self.schedule.total, "max_steps": -1, "reload_dataloaders_every_n_epochs": 1}
 
     @property
     def stage(self) -> Stage:
@@ -129,18 +126,11 @@ class Distillation(Trainable):
     def setup(self, stage: str) -> None:
         """Compute the teacher's features that are not on disk yet, and hand them to the data module.
 
-        Raises `UserError` for other data than images, a trainer of another length or with a moving average of the
-        weights, and a teacher of another width.
+        Raises `UserError` for other data than images, a trainer of another length, one that may stop earlier or with a
+        moving average of the weights, and a teacher of another width.
         """
         super().setup(stage)
-        for name, value in self.trainer_settings().items():
-            if getattr(self.trainer, name) != value:
-                raise UserError(f"The stages need Trainer({name}={value}); give it Distillation.trainer_settings().")
-        if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            raise UserError(
-                "A stage keeps the weights that did best in validation, which a moving average over all stages would "
-                "replace by others. Leave the averaging callback (trainer/ema.yaml) out of distillation."
-            )
+        self._check_trainer()
         data, trainer = self._data, self.trainer
         teacher = SamEncoder(self.teacher, self.teacher_weights)
         grid = self.config.cache_grid
@@ -164,6 +154,30 @@ class Distillation(Trainable):
             self.teacher_batch,
             Share(trainer.global_rank, trainer.world_size, trainer.strategy.root_device, data.num_workers),
         )
+
+    def _check_trainer(self) -> None:
+        """Refuse a trainer that would end a stage early, or put other weights in the place of its best."""
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run:
+            raise UserError(
+                "fast_dev_run is one step, distillation trains several stages. For a quick look, give "
+                "--trainer.limit_train_batches 1 --trainer.limit_val_batches 1."
+            )
+        for name, value in self.trainer_settings().items():
+            if getattr(trainer, name) != value:
+                raise UserError(f"The stages need Trainer({name}={value}); give it Distillation.trainer_settings().")
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+                raise UserError(
+                    "A stage keeps the weights that did best in validation, which a moving average over all stages would "
+                    "replace by others. Leave the averaging callback (trainer/ema.yaml) out of distillation."
+                )
+            if isinstance(callback, EarlyStopping | Timer):
+                name = "Timer (max_time)" if isinstance(callback, Timer) else type(callback).__name__
+                raise UserError(
+                    f"{name} may stop the training before its last stage is done, and there would be no adapter. Leave it "
+                    "out: a distillation that is killed goes on with the same command."
+                )
 
     def configure_optimizers(self) -> Any:
         """AdamW over the adapter and the learning rate's schedule, for one stage."""
@@ -203,13 +217,14 @@ class Distillation(Trainable):
 
     @rank_zero_only
     def write(self, folder: Path, stage: Stage) -> None:
-        """Write the adapter as it is after `stage`, and the scores of the stages so far."""
+        """Write the adapter as it is after `stage`; beside it, and within it, what it was made of and the stages' scores."""
         final = stage is self.schedule.stages[-1]
         path = folder / (ADAPTER_FILE if final else f"adapter_{stage.resolution}px.safetensors")
         facts = {
             "settings": self.settings(),
             "teacher_sha256": self.teacher_sha256,
             "encoder_sha256": self.weights_sha256(self.frozen),
+            "training": self.training_facts,
             "stages": self.reports,
         }
         state = {name: value.detach().cpu().contiguous() for name, value in self.adapter.state_dict().items()}
@@ -255,10 +270,16 @@ class Distillation(Trainable):
             self.log(f"val_{name}", value, prog_bar=name in shown, sync_dist=False)
         self.log("val_channel_mse_max", float(channels.max()), sync_dist=False)
         self.log("stage", float(self.stage.number), sync_dist=False)
+        epoch = self.trainer.current_epoch - self.stage.first
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The validation loss of stage {self.stage.number} is {loss} in its epoch {epoch}: the training has "
+                "diverged. Give a lower model.distill.lr, or another precision, and start anew with --overwrite always."
+            )
         if loss < self.best_loss and not self.trainer.sanity_checking:
             self.best_loss = loss
             self.best_scores = {
-                "best_epoch": self.trainer.current_epoch - self.stage.first,
+                "best_epoch": epoch,
                 **logged,
                 "channel_mse": channels.tolist(),
             }
@@ -267,8 +288,15 @@ class Distillation(Trainable):
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Remember how the weights are made."""
+        """Remember how the weights are made. Raises `UserError` where a run would go on with other images."""
+        before, names = self.training_facts, "image_names_sha256"
         super().on_fit_start()
+        if names in before and before[names] != self.training_facts.get(names):
+            raise UserError(
+                f"The run began with {before.get('images')} training images; now there are "
+                f"{self.training_facts.get('images')}, or others. Give the same (data.root, data.max_images), or start anew "
+                "with --overwrite always."
+            )
         self.training_facts |= {"selection": "val-split", "teacher_sha256": self.teacher_sha256}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +17,7 @@ from fssbench.errors import UserError
 from fssbench.method import Features, FewShotMethod
 from methods.fsdino.adapter import AdapterConfig, distillation_facts
 from methods.fsdino.correlation import CorrConfig
-from methods.fsdino.decoder import DecoderConfig, SamParts
+from methods.fsdino.decoder import SAM_FILES, DecoderConfig, SamParts
 from methods.fsdino.model import FSDINONet
 from methods.fsdino.prompts import PCSConfig, PrototypeConfig, SVPConfig
 
@@ -224,17 +225,20 @@ class FSDINO(FewShotMethod):
             )
 
     def metadata(self) -> dict[str, Any]:
-        """Facts for the record; SAM's weights add class-agnostic masks to what the backbone has seen."""
+        """Facts for the record; SAM's weights add class-agnostic masks to what the backbone has seen. Of weights under
+        another name than SAM's, and of an adapter distilled without SAM's decoder, nobody knows what they have seen."""
         facts = backbone_facts(self.hparams["backbone"], self.hparams["backbone_weights"])
-        if self.sam_weights != "random":
+        nothing = self.sam_weights == "random" and self.adapter_weights is None
+        sam = Path(self.sam_weights).name in SAM_FILES
+        if not nothing:
             others = tuple(word for word in facts["contamination"] if word not in ("none", "unknown"))
-            known = "unknown" not in facts["contamination"]
+            known = sam and "unknown" not in facts["contamination"]
             facts["contamination"] = (*others, "class-agnostic masks") if known else ("unknown",)
         merge = {"feature": "joint", "logit": "average", "vote": "vote"}[self.hparams["kshot_merge"]]
         return {
             **facts,
             "track": "strict",
-            "supervision": "none" if self.sam_weights == "random" else "SA-1B masks (SAM)",
+            "supervision": "none" if nothing else "SA-1B masks (SAM)" if sam else "unknown",
             "base_knowledge_at_test": False,
             "kshot_mode": merge,
             "hyper_parameters": "one setting for all data sets and shots",

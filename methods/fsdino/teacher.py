@@ -85,12 +85,16 @@ def teacher_features(
     missing = [row for row in rows if row in wanted]
     digests = {row: disk.digests[stamps[row]] for row in rows if stamps[row] in disk.digests}
     if missing:
-        _announce(disk, len(missing), len(rows), 2 * teacher.channels * side**2)
+        spare = len(disk) - len(set(digests.values()))
+        _announce(disk, len(missing), len(rows), 2 * teacher.channels * side**2, spare)
         mine = missing[share.rank :: share.processes]
         found, failures = _compute(teacher, images, mine, stamps, disk, side, batch, share)
         found, failures = _of_all(found, share), _of_all(failures, share)
         disk.refresh()
         digests |= found
+        known = sorted((digest, stamps[row]) for row, digest in found.items() if stamps[row] not in disk.digests)
+        if known and share.rank == 0:
+            disk.note(known)
         if failures:
             first = failures[min(failures)]
             rank_zero_info(f"{len(failures)} of {len(rows)} images cannot be read and are left out, the first: {first}")
@@ -99,13 +103,18 @@ def teacher_features(
     return TeacherFeatures(disk, digests)
 
 
-def _announce(disk: DiskFeatures, missing: int, total: int, size: int) -> None:
-    """Say what will be written, and refuse where it does not fit."""
+def _announce(disk: DiskFeatures, missing: int, total: int, size: int, spare: int) -> None:
+    """Say what will be written, and refuse where it does not fit.
+
+    missing  images that no stamp is known of
+    size     bytes per image
+    spare    images on disk that none of the known stamps belongs to: as many of the missing ones may be among them
+    """
     needed = missing * size
     existing = next(path for path in (disk.folder, *disk.folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     amount = f"{needed / 1e9:.1f} GB ({size / 2**20:.2f} MiB per image)"
-    if needed > free:
+    if needed - spare * size > free:
         raise UserError(
             f"The teacher's features of {missing} images need {amount}, and {disk.folder} has {free / 1e9:.1f} GB free. Give "
             "another model.cache_dir, fewer images (data.max_images), or a smaller model.distill.cache_grid."
@@ -116,23 +125,27 @@ def _announce(disk: DiskFeatures, missing: int, total: int, size: int) -> None:
     )
 
 
-class _Squares(Dataset[tuple[int, str, Tensor | str]]):
-    """Row, SHA-256 and squashed image (3, S, S) uint8 of each wanted row; a message instead of an unreadable image."""
+class _Squares(Dataset[tuple[int, str, Tensor | str | None]]):
+    """Row, SHA-256 and squashed image (3, S, S) uint8 of each wanted row; None instead of an image whose features are on
+    disk (a copy, or a folder that was moved), a message instead of an unreadable one."""
 
-    def __init__(self, images: ImageCollection, rows: Sequence[int], side: int) -> None:
-        self.images, self.rows, self.side = images, rows, side
+    def __init__(self, images: ImageCollection, rows: Sequence[int], side: int, disk: DiskFeatures) -> None:
+        self.images, self.rows, self.side, self.disk = images, rows, side, disk
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, str, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, str, Tensor | str | None]:
         row = self.rows[index]
         try:
             content = self.images.content(row)
+            digest = hashlib.sha256(content).hexdigest()
+            if digest in self.disk:
+                return row, digest, None
             square = resize_image(decode_image(content, self.images.keys[row]), self.side)
         except UserError as error:
             return row, "", str(error)
-        return row, hashlib.sha256(content).hexdigest(), torch.from_numpy(np.moveaxis(square, 2, 0).copy())
+        return row, digest, torch.from_numpy(np.moveaxis(square, 2, 0).copy())
 
 
 def _compute(
@@ -152,15 +165,15 @@ def _compute(
     waiting: list[tuple[tuple[str, str], Tensor]] = []
     teacher = teacher.to(share.device)
     loader = DataLoader(
-        _Squares(images, rows, teacher.image_size), batch_size=batch, num_workers=share.workers, collate_fn=list
+        _Squares(images, rows, teacher.image_size, disk), batch_size=batch, num_workers=share.workers, collate_fn=list
     )
     with tqdm(total=len(rows), unit="image", desc="teacher", delay=2, disable=share.rank > 0 or None) as bar:
         for items in loader:
             bar.update(len(items))
             failures |= {row: image for row, _, image in items if isinstance(image, str)}
-            read = [(row, digest, image) for row, digest, image in items if isinstance(image, Tensor)]
-            found |= {row: digest for row, digest, _ in read}
+            found |= {row: digest for row, digest, _ in items if digest}
             kept = {digest for (digest, _), _ in waiting}
+            read = [(row, digest, image) for row, digest, image in items if isinstance(image, Tensor)]
             new = {digest: (row, image) for row, digest, image in read if digest not in disk and digest not in kept}
             if new:
                 features = encode(teacher, torch.stack([image for _, image in new.values()]).to(share.device), grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,6 +87,15 @@ def test_the_shipped_config_makes_it() -> None:
     (callback,) = read_config(find_config("trainer/ema.yaml"))["trainer"]["callbacks"]
     ema = parser.instantiate(parser.parse_object({"callback": callback})).callback
     assert isinstance(ema, EMA)
+
+
+def test_the_average_lies_on_the_device_of_the_training() -> None:
+    callback, method = EMA(), ColourMethod()
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    callback.setup(trainer, method, "fit")
+    assert callback._average_model is not None
+    assert {p.device.type for p in callback._average_model.parameters()} == {"meta"}
+    assert method.scale.device.type == "cpu", "the method itself is moved by Lightning, later"
 
 
 def test_frozen_parts_stay_bit_identical_and_out_of_the_checkpoint(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_one_command_leaves_the_adapter(photos: Path, caplog: pytest.LogCaptureF
     with caplog.at_level("INFO"):
         assert main(["fit", *CONFIGS, *SMALL]) == 0
     assert "kept: " in caplog.text
+    before = (RUN / "adapter.safetensors").read_bytes()
+    (RUN / "run.json").unlink()  # killed after the last step, before it was noted; and nothing of this changes a number
+    other = ["--data.num_workers", "1", "--model.cache_dir", "kept2", "--model.teacher_batch", "2"]
+    assert main(["fit", *CONFIGS, *SMALL, *other]) == 0
+    assert json.loads((RUN / "run.json").read_text())["epochs"] == 3
+    assert (RUN / "adapter.safetensors").read_bytes() == before
 
 
 def test_a_terminated_run_goes_on_to_the_same_adapter(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,15 +87,21 @@ def test_stage_2_starts_from_it_on_the_command_line(photos: Path) -> None:
               "--model.adapter_weights", str(RUN / "adapter.safetensors"), "--data", "tests.toy.Toy", *QUIET,
               "--data.batch_size", "2", "--data.episodes_per_epoch", "2", "--trainer.max_epochs", "1"]  # fmt: skip
     assert main(["fit", *stage2]) == 0
+    (RUN / "adapter.safetensors").unlink()  # as on another machine: the checkpoint holds it
+    elsewhere = [word.removeprefix(f"{RUN}/") for word in stage2]
+    assert main(["test", *elsewhere, "--ckpt_path", "runs/fsdino/toy/fold0/last.ckpt"]) == 0
+    assert "adapter.safetensors" in elsewhere
 
 
 def test_what_does_not_fit_is_one_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", *CONFIGS, *SMALL]
     assert "trainer.max_epochs is 9" in error_line(capsys, [*fit, "--trainer.max_epochs", "9"])
+    assert "trainer.max_steps is 9" in error_line(capsys, [*fit, "--trainer.max_steps", "9"])
     assert "can only be run with fit" in error_line(capsys, ["test", *CONFIGS, *SMALL])
     assert "is trained on images" in error_line(capsys, ["fit", *CONFIGS[:2], *SMALL[:-10], "--data", "tests.toy.Toy"])
     assert "is trained on episodes" in error_line(capsys, ["fit", *TRAINED[:2], *CONFIGS[2:], "--data.root", "photos"])
-    assert "does not exist" in error_line(capsys, [*fit, "--data.root", "nowhere"])
+    for one_or_both in (CONFIGS, CONFIGS[:2]):  # the method's config names the data module too
+        assert "nowhere does not exist" in error_line(capsys, ["fit", *one_or_both, *SMALL, "--data.root", "nowhere"])
     assert "no multiple of the encoder's patch size 16" in error_line(
         capsys, [*fit, "--model.distill.resolutions", "[30, 64]"]
     )

@@ -96,6 +96,30 @@ def test_the_stamp_changes_with_the_file(tmp_path: Path) -> None:
     assert [images.stamp(row) == old for row, old in enumerate(before)] == [False, True]
 
 
+def test_another_folder_has_other_stamps(tmp_path: Path) -> None:
+    """Names, sizes and times may agree by chance: uncompressed images, unpacked by a tool that sets all times alike."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        for path in (*make_images(folder, 2).rglob("*.png"), make_tar(folder / "x.tar", 1)):
+            os.utime(path, ns=(1, 1))
+    one, other = (ImageFiles(folder) for folder in folders)
+    assert one.keys == other.keys
+    assert all(one.stamp(row) != other.stamp(row) for row in range(len(one.keys)))
+
+
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    make_images(tmp_path, 1)
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    images = ImageFiles(tmp_path)
+    row = images.keys.index("a/gone.png")
+    assert images.stamp(row)
+    with pytest.raises(UserError, match="gone.png: No such file"):
+        images.content(row)
+    (tmp_path / "shard.tar").symlink_to(tmp_path / "nowhere.tar")
+    with pytest.raises(UserError, match=r"shard\.tar"):
+        ImageFiles(tmp_path)
+
+
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         ImageFiles(tmp_path / "none")

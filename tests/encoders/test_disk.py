@@ -27,6 +27,20 @@ def test_features_are_read_back_and_found_by_content_and_stamp(tmp_path: Path) -
             assert torch.equal(again.read(digest), features[row].half())
 
 
+def test_an_image_may_have_further_stamps(tmp_path: Path) -> None:
+    disk = DiskFeatures(tmp_path)
+    disk.write([("aa", "a.jpg|1")], torch.ones(1, 1, 1, 1))
+    disk.note([("aa", "moved/a.jpg|1")])
+    for again in (disk, DiskFeatures(tmp_path)):
+        assert again.digests == {"a.jpg|1": "aa", "moved/a.jpg|1": "aa"}
+        assert len(again) == 1
+    next(tmp_path.glob("*.safetensors")).unlink()
+    assert DiskFeatures(tmp_path).digests == {}, "features that were deleted are not known by any stamp"
+    next(tmp_path.glob("*.json")).write_text("[")
+    with pytest.raises(UserError, match=r"stamps-.*\.json is damaged .*Delete it"):
+        DiskFeatures(tmp_path)
+
+
 def test_another_writers_files_are_seen_after_refresh(tmp_path: Path) -> None:
     one, other = DiskFeatures(tmp_path), DiskFeatures(tmp_path)
     one.write([("aa", "a")], torch.ones(1, 1, 1, 1))

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from datamodules.image_files import ImageFiles
 from datamodules.images import Images
-from fssbench.cli.averaging import EMA
 from fssbench.encoders.sam import SamEncoder
 from fssbench.errors import UserError
 from fssbench.images import decode_image, resize_image
@@ -137,6 +136,25 @@ def test_each_stage_begins_fresh_from_the_best_of_the_one_before(watched: tuple[
     assert same(module.ended[-1], clone(module)), "and the whole ends with its best"
 
 
+class Worsening(Watched):
+    """Does worse in the second epoch of each stage than in the first."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.trainer.current_epoch > self.stage.first:
+            for parameter in self.adapter.parameters():
+                parameter.data.mul_(3)
+
+
+def test_the_best_weights_of_a_stage_are_handed_on_and_not_its_last(world: Path, tmp_path: Path) -> None:
+    module = fit(world, make_module(world, Worsening), tmp_path)
+    assert isinstance(module, Worsening)
+    assert [stage["best_epoch"] for stage in module.reports] == [0, 0, 0]
+    assert same(module.ended[0], module.begun[1]["adapter"])
+    assert same(module.ended[-1], clone(module))
+    first = load_file(tmp_path / "adapter_32px.safetensors")
+    assert same(first, module.ended[0]), "on disk too"
+
+
 def test_each_stage_trains_all_its_epochs_at_its_own_resolution(watched: tuple[Watched, Path]) -> None:
     module, _ = watched
     batches = 2  # 11 training images, 4 each, the rest dropped
@@ -162,6 +180,8 @@ def test_the_report_holds_the_scores_of_each_stage(watched: tuple[Watched, Path]
         assert stage["best_epoch"] in range(stage["epochs"])
         assert sum(stage["channel_mse"]) / 8 == pytest.approx(stage["mse"])
     assert report["teacher_sha256"] == module.teacher_sha256
+    assert report["training"]["images"] == 11
+    assert report["training"] == module.training_facts, "which images, flips, seed and precision"
 
 
 def test_the_schedule_refuses_what_does_not_fit() -> None:
@@ -263,7 +283,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(world: Path, tmp_path: Path)
         fit(world, other, tmp_path, str(tmp_path / "last.ckpt"))
 
 
-# -- what stage 2 takes, and mistakes -----------------------------------------------------------------------------------
+# -- what stage 2 takes -----------------------------------------------------------------------------------
 
 
 def test_stage_2_takes_the_adapter(watched: tuple[Watched, Path]) -> None:
@@ -331,25 +351,3 @@ def test_a_final_norm_starts_at_the_teachers(world: Path, tmp_path: Path) -> Non
     module = fit(world, make_module(world, distill=replace(STAGES, lr=0.0), **settings), tmp_path)
     for name, key in last.items():
         assert torch.equal(getattr(module.adapter.final_ln, name), state[key])
-
-
-def test_a_moving_average_is_refused(world: Path, tmp_path: Path) -> None:
-    module = make_module(world)
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path, callbacks=[EMA()],
-        **module.trainer_settings(),
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"Leave the averaging callback \(trainer/ema\.yaml\) out"):
-        trainer.fit(module, datamodule=Images(str(world / "images"), num_workers=0))
-
-
-def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="8 channels, model.width is 256"):
-        fit(world, make_module(world, width=256), tmp_path)
-    with pytest.raises(UserError, match=r"largest grid \(4\) and the teacher's \(4\)"):
-        fit(world, make_module(world, distill=DistillConfig((32, 64), (1, 1), (4, 4), cache_grid=2)), tmp_path)
-    module = make_module(world)
-    with pytest.raises(UserError, match="max_epochs=5"):
-        Trainer(accelerator="cpu", logger=False, max_epochs=3, enable_checkpointing=False).fit(
-            module, datamodule=Images(str(world / "images"))
-        )

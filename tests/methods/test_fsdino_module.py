@@ -24,7 +24,7 @@ from methods.fsdino.adapter import Adapter, AdapterConfig
 from methods.fsdino.correlation import CorrConfig
 from methods.fsdino.decoder import DecoderConfig
 from methods.fsdino.model import FSDINONet
-from methods.fsdino.module import TrainConfig, warmup_cosine
+from methods.fsdino.module import TrainConfig
 from methods.fsdino.prompts import PrototypeConfig
 from tests.methods.sam import Sam
 from tests.toy import Toy
@@ -120,6 +120,19 @@ def test_sams_weights_need_sams_sizes() -> None:
 def test_a_threshold_that_no_token_can_be_measured_by_is_refused(threshold: float) -> None:
     with pytest.raises(UserError, match=r"mask_threshold is .* Give 0 to 1"):
         make_method(mask_threshold=threshold)
+
+
+def test_the_record_says_what_came_from_sam(adapter_file: str) -> None:
+    def facts(**kwargs: Any) -> tuple[str, tuple[str, ...]]:
+        found = make_method(**{"decoder": DecoderConfig(), **kwargs}).metadata()
+        return found["supervision"], found["contamination"]
+
+    sam = ("SA-1B masks (SAM)", ("class-agnostic masks",))
+    assert facts() == ("none", ("none",))
+    assert facts(sam_weights="folder/sam_vit_b_01ec64.pth") == sam
+    assert facts(sam_weights="own_sam.pth") == ("unknown", ("unknown",)), "nobody knows on what masks"
+    distilled = facts(adapter_weights=adapter_file)
+    assert distilled == ("unknown", ("unknown",)), "from a teacher, without SAM's decoder: this file does not say which"
 
 
 def test_random_start_follows_the_seed() -> None:
@@ -244,47 +257,6 @@ def test_compiled_network_gives_the_same_and_keeps_its_names(monkeypatch: pytest
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
-def test_groups_of_the_optimiser(tmp_path: Path, adapter_file: str) -> None:
-    def groups(**kwargs: Any) -> dict[str, tuple[float, int]]:
-        method = make_method(**kwargs)
-        make_trainer(tmp_path, max_steps=1).fit(method, datamodule=Toy(batch_size=1, episodes_per_epoch=1))
-        found = method.optimizers().param_groups
-        assert {g["weight_decay"] for g in found} == {1e-4}
-        return {g["name"]: (g["initial_lr"], sum(p.numel() for p in g["params"])) for g in found}
-
-    net = make_method().net
-    prompts = sum(p.numel() for p in [*net.svp.parameters(), *net.pcs.parameters()])
-    decoder = sum(p.numel() for p in net.decoder.trained_parameters())
-    adapter = sum(p.numel() for p in net.adapter.parameters())
-    assert groups(preset="comp_star", adapter_weights=adapter_file) == {"prompts": (1e-4, prompts)}
-    assert groups() == {"prompts": (1e-4, prompts), "decoder": (5e-5, decoder), "adapter": (1e-4, adapter)}
-    assert groups(adapter_weights=adapter_file, train_adapter=True)["adapter"] == (1e-5, adapter)
-    full = make_method(preset="fsdino", corr=CORR).net.corr
-    assert full is not None
-    found = groups(preset="fsdino", corr=CORR)
-    assert found["correlation"] == (1e-4, sum(p.numel() for p in full.parameters()))
-    assert list(found) == ["prompts", "correlation", "decoder", "adapter"]
-    set_lr = groups(train=TrainConfig(lr=0.2, decoder_lr=0.3, adapter_lr=0.4))
-    assert {name: lr for name, (lr, _) in set_lr.items()} == {"prompts": 0.2, "decoder": 0.3, "adapter": 0.4}
-
-
-def test_schedule() -> None:
-    factor = warmup_cosine(10_000, 500)
-    assert [factor(s) for s in (0, 499)] == pytest.approx([1 / 501, 500 / 501])
-    assert factor(500) == 1
-    assert factor(5250) == pytest.approx(0.5)
-    assert factor(10_000) == pytest.approx(0, abs=1e-9)
-    short = warmup_cosine(50, 500)
-    assert max(short(s) for s in range(50)) == short(5) == 1, "the warm-up is cut to a tenth"
-    assert warmup_cosine(1, 500)(0) == 1
-
-
-def test_training_without_an_end_is_refused(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_epochs=-1)
-    with pytest.raises(UserError, match="needs an end"):
-        trainer.fit(make_method(), datamodule=Toy(batch_size=1, episodes_per_epoch=1))
-
-
 @pytest.fixture(scope="module")
 def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
@@ -312,4 +284,5 @@ def test_shipped_configs_name_settings_that_exist(parser: ArgumentParser, name: 
         "methods.prototype.Prototype" if name == "prototype" else "methods.fsdino.FSDINO"
     )
     if name != "prototype":
+        assert config["trainer"] == {"gradient_clip_val": 1.0, "max_epochs": 20}
         assert parsed.model.init_args.preset == ("fsdino_ce" if name == "fsdino" else name)

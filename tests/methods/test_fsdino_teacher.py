@@ -105,6 +105,32 @@ def test_a_killed_run_loses_its_last_file_only(
     assert all(torch.equal(resumed.read(row), whole.read(row)) for row in range(6))
 
 
+def test_what_is_known_by_its_content_is_read_once_more_and_never_again(
+    compute: Callable[..., Any], teacher: Counting, images: ImageFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A moved folder, and copies of an image within it, need hardly any room and are known at the next start."""
+    (images.root / "copy.png").write_bytes(images.content(0))
+    before = compute(images=ImageFiles(images.root), rows=range(7))
+    assert teacher.encoded == 6
+    files = sorted(before.disk.folder.glob("*.safetensors"))
+    moved = images.root.rename(tmp_path / "elsewhere")
+
+    class Usage:
+        free = 2 * 8 * 16  # for one more image: only reading it tells that the copy needs none
+
+    def decoded(*args: Any) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("methods.fsdino.teacher.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("methods.fsdino.teacher.decode_image", decoded)
+    after = compute(images=ImageFiles(moved), rows=range(7))
+    assert all(torch.equal(after.read(row), before.read(row)) for row in range(7))
+    assert sorted(before.disk.folder.glob("*.safetensors")) == files
+
+    monkeypatch.setattr(ImageFiles, "content", decoded)
+    assert compute(images=ImageFiles(moved), rows=range(7)).rows == set(range(7))
+
+
 def test_a_late_process_shares_out_the_same_images(
     compute: Callable[..., Any], teacher: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
