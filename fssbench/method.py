@@ -149,6 +149,10 @@ class FewShotMethod(Trainable):
             uses = [tuple(dict.fromkeys(key for episode in batch for key in episode)) for batch in batches]
             self._ahead = EncodeAhead(self.cache, uses, source.stream, self._compiled or self.encode, self.device)
 
+    def _end_reading(self) -> None:
+        if self._ahead is not None:
+            self._ahead.end()
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
@@ -224,7 +228,7 @@ class FewShotMethod(Trainable):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation episodes, which a callback may monitor."""
-        self._ahead = None  # and with it the processes that read images
+        self._end_reading()
         self.scores = self.metric.compute()
         # the same on every process: computed from summed integer counts, not averaged by the logger
         self.log("val_miou", self.scores["miou"], prog_bar=True, sync_dist=False)
@@ -242,7 +246,7 @@ class FewShotMethod(Trainable):
 
     def on_test_epoch_end(self) -> None:
         """Gather one row per episode from all processes and compute the scores."""
-        self._ahead = None
+        self._end_reading()
         self.episode_rows = self._gather(self._rows())
         squares = [row.pop("squares") for row in self.episode_rows]
         self.square_rows = {
@@ -262,7 +266,7 @@ class FewShotMethod(Trainable):
 
     def on_predict_end(self) -> None:
         """End the processes that read images."""
-        self._ahead = None
+        self._end_reading()
 
     def require_trained(self, verb: str) -> None:
         """Raise `UserError` where a trained method has no trained weights."""

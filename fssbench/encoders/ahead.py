@@ -146,6 +146,10 @@ class EncodeAhead:
                 self._run(self._loads.popleft())
         return self.cache.stacked(keys)
 
+    def end(self) -> None:
+        """Nothing more will be read: the processes that read images may end. What is in the cache is still to be had."""
+        self._images = iter(())
+
     def _begin(self) -> None:
         """Make the plan; where nothing is known of a feature's size, encode the first image alone to learn it."""
         alone = self.cache.image_bytes == 0

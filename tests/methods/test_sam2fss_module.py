@@ -53,7 +53,7 @@ TABLE = {
 def test_every_row_of_the_specifications_table_is_a_setting_with_its_default() -> None:
     parameters = inspect.signature(SAM2FSS).parameters
     assert {name: parameters[name].default for name in TABLE} == TABLE
-    own = {"sam2_weights", "sam2_config", "backbone_weights", "lr"}
+    own = {"sam2_weights", "sam2_config", "backbone_weights", "lr", "recompute"}
     assert set(parameters) == set(TABLE) | own
 
 
