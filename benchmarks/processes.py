@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from generated import SIZES, Generated, build, seconds_of_test
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from measuring import alternating, heading, median_ratio, of_own_process
 
@@ -90,6 +90,7 @@ class Clock(Callback):
 
 def one_run(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and counts of one run."""
+    seed_everything(0, verbose=False)  # the same random weights in every run
     method = build(options.method, options.size)
     data = Generated(options.classes, options.images, shot=options.shot, episodes_per_class=options.episodes)
     processes = {"devices": options.one, "strategy": "ddp_fork"} if options.one > 1 else {"devices": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import runpy
 import sys
@@ -157,6 +158,8 @@ def test_processes(here: Here) -> None:
     smallest = ["--size", "tiny", "--episodes", "2", "--classes", "2", "--images", "3", "--rounds", "1"]
     rows = here("processes.py", "--processes", "1", "2", "--cores", "2", *smallest)
     assert [row[0] for row in rows] == ["1 x 2", "2 x 1"]
+    trained = here("processes.py", "--method", "fsdino", "--processes", "1", *smallest, "--rounds", "2")
+    assert [row[0] for row in trained] == [f"1 x {len(os.sched_getaffinity(0))}"], "both rounds have the same weights"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
