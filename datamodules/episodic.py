@@ -36,7 +36,7 @@ from fssbench.protocols.manifest import (
     verify_manifest,
 )
 from fssbench.protocols.profiles import ProtocolName, TrainingPolicy, profile_of
-from fssbench.protocols.sampler import ShardedEpisodeSampler
+from fssbench.protocols.sampler import ShardedEpisodeSampler, next_epoch
 from fssbench.protocols.voting import KShot
 
 Selection = Literal["last", "base", "novel"]
@@ -313,10 +313,11 @@ class EpisodicDataModule(LightningDataModule, ABC):
                 f"{count} episode(s) cannot be shared by {world_size} processes. Use fewer devices, or more episodes "
                 "(data.episodes_per_class, data.val_episodes_per_class, data.episodes_per_epoch)."
             )
+        epoch = next_epoch(self.trainer) if self.trainer else 0
         return DataLoader(
             source,
             batch_size=batch_size,
-            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad, order=order),
+            sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad, order=order, epoch=epoch),
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),

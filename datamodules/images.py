@@ -19,7 +19,7 @@ from datamodules.places import data_root
 from fssbench.errors import UserError
 from fssbench.files import sha256_text
 from fssbench.images import decode_image, resize_image
-from fssbench.protocols.sampler import ShardedEpisodeSampler
+from fssbench.protocols.sampler import ShardedEpisodeSampler, next_epoch
 from fssbench.unlabelled import ImageBatch, ImageCollection, Targets, join
 
 
@@ -126,7 +126,8 @@ class Images(LightningDataModule):
         source = _Source(
             self.images, self.targets, rows, method.image_size, self.interpolation, self.seed, training, self.flip
         )
-        sampler = ShardedEpisodeSampler(len(rows), trainer.global_rank, trainer.world_size, pad=True)
+        share = trainer.global_rank, trainer.world_size
+        sampler = ShardedEpisodeSampler(len(rows), *share, pad=True, epoch=next_epoch(trainer))
         return DataLoader(
             source,
             batch_size=method.batch_size,

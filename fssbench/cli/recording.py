@@ -34,6 +34,8 @@ from fssbench.results.table import EpisodeRow
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
 RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only", "feature_cache", "feature_disk")
 """Config keys that say where things lie, not what is computed."""
+LOADING = ("data.init_args.num_workers", "data.init_args.image_memory")
+"""Settings of the data that say how images are read, not which."""
 
 
 class AlreadyDone(Exception):
@@ -215,8 +217,7 @@ def unfinished_run(
     """The checkpoint to go on from, or None for a fresh start.
 
     defaults  values of options and settings that the version which began the run may not have known
-    neutral   settings of the method that may have changed since (`Trainable.neutral_settings`), as may the number of
-              processes that load the data
+    neutral   settings of the method that may have changed since (`Trainable.neutral_settings`), as may those in `LOADING`
 
     Raises `AlreadyDone` where the same fit is finished, `UserError` where another one is in the folder.
     """
@@ -229,7 +230,7 @@ def unfinished_run(
         raise UserError(f"{run_dir} holds a run already. Choose another --run_dir.")
     config_file = run_dir / CONFIG_FILE
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    changeable = [*(f"model.init_args.{name}" for name in neutral), "data.init_args.num_workers"]
+    changeable = [*(f"model.init_args.{name}" for name in neutral), *LOADING]
     theirs, config = (without(settings, changeable) for settings in (completed(theirs, config, defaults), config))
     different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
     if different:

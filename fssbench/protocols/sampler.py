@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Sampler
 
 from fssbench.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def next_epoch(trainer: Trainer) -> int:
+    """The training epoch (from 0) that a trainer begins next, after it has read its checkpoint."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
 
 
 class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
@@ -20,6 +30,7 @@ class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
     share would be: episodes that are neighbours in `order` share images.
 
     Since the epoch travels with the index, a training episode depends on (seed, epoch, index) alone: not on workers.
+    `epoch` is the first one. Lightning calls `set_epoch` too late for it: loader processes have asked for batches by then.
     """
 
     def __init__(
@@ -30,12 +41,13 @@ class ShardedEpisodeSampler(Sampler[tuple[int, int]]):
         *,
         pad: bool = False,
         order: Sequence[int] | None = None,
+        epoch: int = 0,
     ) -> None:
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not below world_size {world_size}.")
         self.episodes, self.rank, self.world_size, self.pad = episodes, rank, world_size, pad
         self.order = order
-        self.epoch = 0
+        self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
