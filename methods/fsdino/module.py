@@ -119,6 +119,11 @@ class FSDINO(FewShotMethod):
             decoder = replace(decoder, train=PRESETS[preset]["decoder.train"])
         if corr.ce is None:
             corr = replace(corr, ce=PRESETS[preset]["corr.ce"])
+        if corr.ce_balance and not corr.ce:
+            raise UserError(
+                "corr.ce_balance weighs the background of contrast, but there is no contrast. Add corr.ce true (or preset "
+                "fsdino_ce), or leave corr.ce_balance out."
+            )
         if dense is None:
             dense = PRESETS[preset]["dense"]
         if train_adapter is None:

@@ -26,20 +26,10 @@ from methods.fsdino.alignment import distillation_loss
 from methods.fsdino.decoder import DecoderConfig
 from methods.fsdino.prompts import PrototypeConfig
 from methods.fsdino.stages import DistillConfig, Schedule
-from tests.data.images import make_images
 from tests.methods.sam import small_sam
 
 SMALL = AdapterConfig(hidden=32, width=32, depth=1, heads=4)
 STAGES = DistillConfig(resolutions=(32, 48, 64), epochs=(2, 1, 2), batch=(4, 4, 4))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images and a teacher."""
-    folder = tmp_path_factory.mktemp("world")
-    make_images(folder / "images", 12)
-    small_sam(folder)
-    return folder
 
 
 def make_module(world: Path, cls: type[Distillation] = Distillation, **kwargs: Any) -> Distillation:
@@ -60,7 +50,7 @@ def make_module(world: Path, cls: type[Distillation] = Distillation, **kwargs: A
 
 
 def fit(world: Path, module: Distillation, folder: Path, ckpt_path: str | None = None, **kwargs: Any) -> Distillation:
-    data = Images(str(world / "images"), num_workers=0, **kwargs.pop("data", {}))
+    data = Images(str(world / "images"), **{"num_workers": 0, **kwargs.pop("data", {})})
     last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -265,7 +255,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     with pytest.raises(SystemExit):
         fit(world, killed, tmp_path)
     torch.rand(7)  # the random state of the new process is another one
-    resumed = fit(world, make_module(world, Watched), tmp_path, str(tmp_path / "last.ckpt"))
+    # with loader processes, which ask for batches before Lightning tells the sampler its epoch
+    last, workers = str(tmp_path / "last.ckpt"), {"num_workers": 2}
+    resumed = fit(world, make_module(world, Watched), tmp_path, last, data=workers)
     whole, folder = watched
     assert same(clone(resumed), clone(whole))
     ours, theirs = (torch.load(f / "last.ckpt", weights_only=True) for f in (tmp_path, folder))

@@ -16,17 +16,7 @@ from fssbench.errors import UserError
 from methods.fsdino import Distillation
 from methods.fsdino.stages import DistillConfig
 from tests.data.images import make_images
-from tests.methods.sam import small_sam
 from tests.methods.test_fsdino_distillation import fit, make_module
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images and a teacher."""
-    folder = tmp_path_factory.mktemp("world")
-    make_images(folder / "images", 12)
-    small_sam(folder)
-    return folder
 
 
 def refused(world: Path, folder: Path, **kwargs: Any) -> str:

@@ -49,14 +49,6 @@ def make_trainer(folder: Path, **kwargs: Any) -> Trainer:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def adapter_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    save_file(Adapter(192, SMALL.width).state_dict(), path)
-    return str(path)
-
-
 def test_features_are_the_two_blocks_that_are_needed() -> None:
     features = make_method(prototype=PrototypeConfig()).encode(torch.rand(2, 3, 64, 64))
     assert {name: tuple(value.shape) for name, value in features.items()} == dict.fromkeys(
@@ -90,6 +82,10 @@ def test_contrast_is_decided_by_the_preset_or_by_its_setting() -> None:
     assert (contrast("fsdino"), contrast("fsdino_ce")) == (False, True)
     assert (contrast("fsdino", True), contrast("fsdino_ce", False)) == (True, False)
     assert inspect.signature(FSDINO).parameters["preset"].default == "fsdino_ce"
+    balanced = replace(CORR, ce_balance=True)
+    assert make_method(preset="fsdino_ce", corr=balanced).net.corr.config.ce_balance
+    with pytest.raises(UserError, match=r"there is no contrast. Add corr\.ce true"):
+        make_method(preset="fsdino", corr=balanced)
 
 
 def test_blocks_of_the_correlation() -> None:

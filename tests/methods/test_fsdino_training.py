@@ -8,23 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from safetensors.torch import save_file
 
 from fssbench.cli.averaging import EMA
 from fssbench.errors import UserError
 from methods.fsdino import FSDINO
-from methods.fsdino.adapter import Adapter
 from methods.fsdino.module import TrainConfig, warmup_cosine
-from tests.methods.test_fsdino_module import CORR, SMALL, make_method, make_trainer
+from tests.methods.test_fsdino_module import CORR, make_method, make_trainer
 from tests.toy import Toy
-
-
-@pytest.fixture(scope="module")
-def adapter_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    save_file(Adapter(192, SMALL.width).state_dict(), path)
-    return str(path)
 
 
 def test_groups_of_the_optimiser(tmp_path: Path, adapter_file: str) -> None:
