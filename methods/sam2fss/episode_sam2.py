@@ -78,8 +78,8 @@ class EpisodeSAM2(nn.Module):
         memory, position = self.encode_memory(features, mask)
         return MemoryFrame(memory, position, self.encode_pointer(features, mask))
 
-    def _kept(self, function: Callable[[Features, Tensor], Result], features: Features, mask: Tensor) -> Result:
-        """The function's result, with nothing but its arguments kept for the gradient where that is asked for."""
+    def _recomputed(self, function: Callable[[Features, Tensor], Result], features: Features, mask: Tensor) -> Result:
+        """The function's result; with `recompute` only its arguments are kept for the gradient."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(features, mask)
         result: Result = checkpoint(function, features, mask, use_reentrant=False)
@@ -90,7 +90,7 @@ class EpisodeSAM2(nn.Module):
 
         A mask p is taken as the logits 20 p - 10, as SAM 2 takes a mask that it is given.
         """
-        return self._kept(self._memory, features, mask)
+        return self._recomputed(self._memory, features, mask)
 
     def _memory(self, features: Features, mask: Tensor) -> tuple[Tensor, Tensor]:
         coarse = features[LEVELS[-1]]
@@ -106,7 +106,7 @@ class EpisodeSAM2(nn.Module):
 
     def encode_pointer(self, features: Features, mask: Tensor) -> Tensor:
         """The object pointer alone (M, C), with SAM 2's own handling of absent objects."""
-        return self._kept(self._pointer, features, mask)
+        return self._recomputed(self._pointer, features, mask)
 
     def _pointer(self, features: Features, mask: Tensor) -> Tensor:
         fine = [features[name] for name in LEVELS[:-1]]
