@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from fssbench.metrics.iou import FewShotIoU
 from fssbench.metrics.square import square_target
 from fssbench.protocols.voting import vote_logits
 from tests.test_method import make_trainer
-from tests.toy import FreeMethod, Toy
+from tests.toy import FreeMethod, Toy, on_process
 
 WAITS = ("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero")
 """Tensor methods that make the processor wait until a GPU has computed the tensor."""
@@ -209,7 +208,7 @@ def test_processes_share_few_images(processes: int) -> None:
     shares = []
     for rank in range(processes):
         data = Toy(image_size=8, episodes_per_class=8, n_classes=16)
-        here = SimpleNamespace(global_rank=rank, world_size=processes, lightning_module=FreeMethod())
+        here = on_process(rank, processes, FreeMethod())
         data.trainer = here  # type: ignore[assignment]
         loader = data.test_dataloader()
         positions = list(loader.sampler)

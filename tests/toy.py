@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -67,3 +68,9 @@ class AnyProtocol(Toy):
 
     def make_dataset(self) -> FewShotDataset:
         return CompatToy(dict.fromkeys(range(1, self.n_classes + 1), self.images_per_class))
+
+
+def on_process(rank: int, world_size: int, method: Any) -> SimpleNamespace:
+    """What a data module sees of the trainer on one of several processes before the first epoch."""
+    begun = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    return SimpleNamespace(global_rank=rank, world_size=world_size, lightning_module=method, fit_loop=begun)

@@ -19,6 +19,7 @@ from fssbench.errors import UserError
 from fssbench.images import decode_image, resize_image
 from fssbench.unlabelled import ImageBatch
 from tests.data.images import encoded, make_images, make_tar
+from tests.toy import on_process
 
 
 class Columns:
@@ -34,7 +35,7 @@ class Columns:
 def loaded(data: Images, side: int = 16, batch: int = 4, rank: int = 0, processes: int = 1) -> Images:
     """The data module as a trainer leaves it after setup."""
     method = SimpleNamespace(image_size=side, batch_size=batch)
-    data.trainer = SimpleNamespace(lightning_module=method, global_rank=rank, world_size=processes)  # type: ignore[assignment]
+    data.trainer = on_process(rank, processes, method)  # type: ignore[assignment]
     data.setup("fit")
     data.targets = Columns(range(len(data.images.keys)))
     return data
