@@ -6,7 +6,8 @@
 Both sides get the same tokens (by default six blocks of 768 channels on a 37x37 grid, one episode) and the same weights,
 and give a dense prompt and the gradients of all weights. The plain side is written the way the formulas read: it
 normalises the tokens, stacks the cosines of all blocks to one 6D tensor, permutes it for each branch into the images of a
-2D convolution, and the results back. `recomputing` is ours with `train.recompute_correlation`.
+2D convolution, and the results back. `recomputing` is ours with `train.recompute_correlation`. With contrast (preset
+`fsdino_ce`) every token of the support counts; without it (`--object 0.2`, preset `fsdino`) those of the object alone.
 
 Times are paired and alternating. Peak memory is measured in processes of their own, one per side and pass: on the CPU
 (Linux) the highest resident set during the step minus that just before it, when weights and tokens are there and a small
@@ -68,14 +69,14 @@ class Plain(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(last, last, 3, padding=1), nn.ReLU(), nn.Conv2d(last, width, 1))
 
     def match(self, query: list[Tensor], support: list[Tensor], signs: Tensor) -> Tensor:
-        """L maps (B, D, h, w) each and signs (B, u, v) to (B, C, h, w)."""
+        """L maps (B, D, h, w) and (B, 1, D, u, v), signs (B, 1, u, v), to (B, 1, C, h, w)."""
         cosines = []
-        for one, other in zip(query, support, strict=True):
+        for one, other in zip(query, [maps[:, 0] for maps in support], strict=True):
             one, other = (x / (x.norm(dim=1, keepdim=True) + 1e-5) for x in (one, other))
             cosine = torch.bmm(one.flatten(2).transpose(1, 2), other.flatten(2)).clamp(min=0)
             cosines.append(cosine.view(len(one), *one.shape[2:], *other.shape[2:]))
-        correlation = torch.stack(cosines, 1) * signs[:, None, None, None]
-        return self.reader(correlation).mean((-2, -1))
+        correlation = torch.stack(cosines, 1) * signs[:, None, None]
+        return self.reader(correlation).mean((-2, -1))[:, None]
 
     def forward(self, matches: Tensor) -> Tensor:
         """What `match` gave to a dense prompt (B, width, h, w)."""
@@ -98,17 +99,18 @@ class Task:
         self.device, self.clock = torch.device(options.device), CLOCKS[options.clock]
         torch.manual_seed(0)
         shape = (options.batch, options.channels, *[grid or options.grid] * 2)
-        self.query, self.support = (
-            [torch.randn(shape).to(self.device) for _ in range(options.blocks)] for _ in range(2)
-        )
-        self.signs = ((torch.rand(shape[0], *shape[2:]) > 0.7).float() * 2 - 1).to(self.device)
-        config = CorrConfig(zero_init_head=False, ce=True)
+        self.query = [torch.randn(shape).to(self.device) for _ in range(options.blocks)]
+        self.support = [torch.randn(shape)[:, None].to(self.device) for _ in range(options.blocks)]
+        contrast = options.object is None
+        inside = torch.rand(shape[0], 1, *shape[2:]) < (0.3 if contrast else options.object)
+        self.signs = (inside.float() * 2 - 1 if contrast else inside.float()).to(self.device)
+        config = CorrConfig(zero_init_head=False, ce=contrast)
         ours = CorrelationPrompt(options.blocks, 256, config, side == "recomputing")
         self.net = (Plain.like(ours) if side == "plain" else ours).to(self.device)
 
     def forward(self) -> Tensor:
         """The dense prompt."""
-        result: Tensor = self.net(self.net.match(self.query, self.support, self.signs))
+        result: Tensor = self.net(self.net.match(self.query, self.support, self.signs)[:, 0])
         return result
 
     def step(self, backward: bool) -> Tensor:
@@ -143,6 +145,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6, help="correlated blocks (default: 6)")
     parser.add_argument("--channels", type=int, default=768, help="channels of a token (default: 768)")
     parser.add_argument("--batch", type=int, default=1, help="episodes (default: 1)")
+    parser.add_argument(
+        "--object", type=float, help="without contrast, where the object covers this part; default: with contrast"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall; processor on a busy machine")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -73,6 +73,10 @@ class Tokens(NamedTuple):
         """Those at some of the N positions."""
         return Tokens([tokens[..., positions] for tokens in self.blocks], self.scale[..., positions])
 
+    def of_episode(self, number: int) -> Tokens:
+        """Those of one of the B episodes, B = 1."""
+        return Tokens([tokens[number, None] for tokens in self.blocks], self.scale[number, None])
+
 
 def correlation(rows: Tokens, columns: Tokens) -> Tensor:
     """Cosines of all rows with all columns, clipped at 0: (B, M, L, N) float32 in [0, 1] for M rows and N columns."""
@@ -83,6 +87,51 @@ def correlation(rows: Tokens, columns: Tokens) -> Tensor:
         cosines = torch.bmm(unit.transpose(1, 2), column).clamp_(min=0)
         torch.mul(cosines, columns.scale[:, number, None], out=result[:, :, number])
     return result
+
+
+class SignedTokens:
+    """A support's tokens with their signs, which its correlations are multiplied by.
+
+    On a CPU the correlations of tokens whose sign is 0 are not computed: without contrast these are all but the object's.
+    (How many there are is known on the CPU alone; a GPU would be waited for.)
+
+    Args:
+        tokens: of B episodes, N each.
+        signs: (B, N) in [-1, 1].
+    """
+
+    def __init__(self, tokens: Tokens, signs: Tensor) -> None:
+        self.tokens, self.signs = tokens, signs
+        self.where: list[Tensor] | None = None
+        """By episode, the positions of tokens whose sign is not 0; None: all are taken."""
+        if signs.device.type == "cpu" and not torch.compiler.is_compiling() and not signs.all():
+            self.where = [one.nonzero()[:, 0] for one in signs]
+            self.seen = [self.tokens.of_episode(number).at(where) for number, where in enumerate(self.where)]
+
+    def of_query(self, query: Tokens) -> Tensor:
+        """Clipped cosines of M query tokens with all tokens, signed: (B, M, L, N) float32 in [-1, 1]."""
+        if self.where is None:
+            return correlation(query, _signed(self.tokens, self.signs))
+        size, count, tokens = query.scale.shape
+        result = query.scale.new_zeros(size, tokens, count, self.signs.shape[-1])
+        for number, where in enumerate(self.where):
+            seen = _signed(self.seen[number], self.signs[number, None, where])
+            result[number].index_copy_(-1, where, correlation(query.of_episode(number), seen)[0])
+        return result
+
+    def with_query(self, query: Tokens) -> tuple[Tensor, Tensor | None]:
+        """The same from the other side: signed cosines (S, L, M) of tokens with M query tokens, and which S of all B * N
+        these are; None: all."""
+        if self.where is None:
+            values = correlation(self.tokens, query).mul_(self.signs[..., None, None])
+            return values.flatten(0, 1), None
+        values = torch.cat([correlation(seen, query.of_episode(number))[0] for number, seen in enumerate(self.seen)])
+        where = torch.cat([number * self.signs.shape[-1] + where for number, where in enumerate(self.where)])
+        return values.mul_(self.signs.flatten()[where, None, None]), where
+
+
+def _signed(tokens: Tokens, signs: Tensor) -> Tokens:
+    return tokens._replace(scale=tokens.scale * signs[:, None])
 
 
 def token_signs(
@@ -169,22 +218,25 @@ class _Squeeze(nn.Module):
         with torch.no_grad():
             positions = torch.arange(signs[0].numel(), device=signs.device).view(signs.shape[1:])
             kept = positions[:: conv.stride, :: conv.stride]
-            values = correlation(support.at(kept.flatten()), query).mul_(
-                signs.flatten(1)[:, kept.flatten(), None, None]
-            )
-            images = values.flatten(0, 1).unflatten(-1, grid).contiguous(memory_format=torch.channels_last)
-        out = F.conv2d(images, conv.query.weight, conv.bias, padding=conv.query.padding)
-        return out.permute(0, 2, 3, 1).unflatten(0, (len(signs), *kept.shape))
+            signed = SignedTokens(support.at(kept.flatten()), signs.flatten(1)[:, kept.flatten()])
+            values, where = signed.with_query(query)
+            images = values.unflatten(-1, grid).contiguous(memory_format=torch.channels_last)
+        out = F.conv2d(images, conv.query.weight, conv.bias, padding=conv.query.padding).permute(0, 2, 3, 1)
+        if where is not None:  # elsewhere the images are 0
+            everywhere = conv.bias.expand(len(signs) * kept.numel(), *grid, -1)
+            out = everywhere.index_copy(0, where, out)
+        return out.unflatten(0, (len(signs), *kept.shape))
 
     def _over_support(self, query: Tokens, support: Tokens, signs: Tensor, grid: tuple[int, int]) -> Tensor:
         """The branch over the support, some query positions at a time, so that the whole 4D tensor is never there at
         once (in training: only if it is kept for the gradient)."""
         conv = self.first.conv
-        signed = support._replace(scale=support.scale * signs.flatten(1)[:, None])
+        with torch.no_grad():
+            signed = SignedTokens(support, signs.flatten(1))
 
         def some(positions: slice) -> Tensor:
             with torch.no_grad():
-                values = correlation(query.at(positions), signed)
+                values = signed.of_query(query.at(positions))
                 images = values.flatten(0, 1).unflatten(-1, signs.shape[1:])
             out = F.conv2d(images, conv.support.weight, None, conv.stride, conv.support.padding)
             return out.unflatten(0, values.shape[:2])
@@ -240,19 +292,35 @@ class CorrelationPrompt(nn.Module):
                 nn.init.zeros_(parameter)
 
     def match(self, query: Sequence[Tensor], support: Sequence[Tensor], signs: Tensor) -> Tensor:
-        """The 4D part for one support each: L query and L support maps (B, D, h, w), earliest block first, and the
-        support's signs (B, h, w), to (B, C, h, w). Several supports are averaged before `head` (fsdino.md 2.6)."""
-        height, width = query[0].shape[-2:]
-        squeezed, start = [], 0
-        for size, squeeze in zip(self.sizes, self.squeeze, strict=True):
-            part = slice(start, start + size)
-            with torch.no_grad():
-                both = [Tokens.of(maps[part], self.config.eps) for maps in (query, support)]
-            squeezed.append(squeeze(*both, signs, (height, width)))
-            start += size
+        """The 4D part for each of K supports by itself, one after the other, for memory; `forward` takes their average
+        (fsdino.md 2.6).
+
+        query (B, D, h, w) and support (B, K, D, u, v), L maps each, earliest block first; signs (B, K, u, v)
+        -> (B, K, C, h, w)
+        """
+        grid = (query[0].shape[-2], query[0].shape[-1])
+        prepared = self._tokens(query)
+        shots = range(signs.shape[1])
+        return torch.stack(
+            [self._match(prepared, [maps[:, k] for maps in support], signs[:, k], grid) for k in shots], 1
+        )
+
+    def _match(self, query: list[Tokens], support: Sequence[Tensor], signs: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One support: the query's tokens of each group, the support's maps (B, D, u, v), signs (B, u, v)."""
+        both = zip(self.squeeze, query, self._tokens(support), strict=True)
+        squeezed = [squeeze(tokens, others, signs, grid) for squeeze, tokens, others in both]
         total = squeezed[0] if len(squeezed) == 1 else Activation(squeezed[0].value + squeezed[1].value)
         mixed: Activation = self.mixing(total)
         return mixed.value.mean((1, 2)).permute(0, 3, 1, 2)
+
+    def _tokens(self, maps: Sequence[Tensor]) -> list[Tokens]:
+        """The tokens of L maps, those of each group of blocks by themselves."""
+        starts = [sum(self.sizes[:number]) for number in range(len(self.sizes))]
+        with torch.no_grad():
+            return [
+                Tokens.of(maps[start : start + size], self.config.eps)
+                for start, size in zip(starts, self.sizes, strict=True)
+            ]
 
     def forward(self, matches: Tensor) -> Tensor:
         """The 2D head: what `match` gave (B, C, h, w), averaged over the shots, to a dense prompt (B, width, h, w)."""

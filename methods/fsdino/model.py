@@ -190,7 +190,7 @@ class FSDINONet(nn.Module):
         return pooled_prototypes(tokens, weights[:, :, : max(1, self.tokens)], self.prototype.eps)
 
     def matches(self, query: Features, support: Features, weights: Tensor) -> Tensor | None:
-        """What the 4D part makes of each shot (B, K, C', h, w); None without it. One shot at a time, for memory."""
+        """What the 4D part makes of each shot (B, K, C', h, w); None without it."""
         if self.corr is None:
             return None
         signs = token_signs(
@@ -201,10 +201,8 @@ class FSDINONet(nn.Module):
             exclude=self.support_ignore == "exclude",
             balance=self.corr.config.ce_balance,
         )
-        query_maps = [query[name] for name in self.matched]
-        shots = range(signs.shape[1])
-        found = [self.corr.match(query_maps, [support[n][:, k] for n in self.matched], signs[:, k]) for k in shots]
-        return torch.stack(found, 1)
+        maps, support_maps = ([features[name] for name in self.matched] for features in (query, support))
+        return self.corr.match(maps, support_maps, signs)
 
     def decode(self, embedding: Tensor, query: Features, prototypes: Tensor, matches: Tensor | None) -> Tensor:
         """Image embedding (B, C, h, w), query tokens, prototypes (B, T, D) and what the 4D part found (B, C', h, w) to

@@ -37,6 +37,11 @@ def make(blocks: int = 3, config: CorrConfig = SMALL, recompute: bool = False) -
     return CorrelationPrompt(blocks, 12, config, recompute)
 
 
+def match(prompt: CorrelationPrompt, query: list[Tensor], support: list[Tensor], signs: Tensor) -> Tensor:
+    """With one support."""
+    return prompt.match(query, [maps[:, None] for maps in support], signs[:, None])[:, 0]
+
+
 def told_apart(config: CorrConfig) -> float:
     """How far the untrained reader sets the query's object apart: difference of the means of object and background in
     standard deviations over all positions, mean over the channels."""
@@ -50,7 +55,7 @@ def told_apart(config: CorrConfig) -> float:
     there, elsewhere = torch.zeros(2, 12, 12, dtype=torch.bool)
     there[2:7, 3:8], elsewhere[6:11, 1:5] = True, True
     sign = there.float()[None] * 2 - 1
-    found = make(config=config).match(picture(elsewhere), picture(there), sign)[0].detach()
+    found = match(make(config=config), picture(elsewhere), picture(there), sign)[0].detach()
     apart = found[:, elsewhere].mean(1) - found[:, ~elsewhere].mean(1)
     return float((apart / found.flatten(1).std(1).clamp(min=1e-6)).mean())
 
@@ -93,10 +98,10 @@ def test_correlations_and_first_convolution_are_float32_under_autocast() -> None
     query, support = maps(1), maps(2)
     first: list[Tensor] = []
     prompt.squeeze[0].first.norm.register_forward_pre_hook(lambda _, args: first.append(args[0]))
-    expected = prompt(prompt.match(query, support, signs()))
+    expected = prompt(match(prompt, query, support, signs()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = prompt(prompt.match([t.bfloat16() for t in query], [t.bfloat16() for t in support], signs()))
-        exact = prompt.match(query, support, signs())
+        out = prompt(match(prompt, [t.bfloat16() for t in query], [t.bfloat16() for t in support], signs()))
+        exact = match(prompt, query, support, signs())
     assert first[2].dtype == torch.float32
     assert torch.equal(first[2], first[0]), "autocast changes nothing up to here"
     torch.testing.assert_close(prompt(exact.float()), expected, atol=0.05, rtol=0.1)
@@ -197,7 +202,7 @@ def test_reader_equals_plain_operations(groups: Any, recompute: bool, monkeypatc
     config = CorrConfig(channels=(4, 8, 8), groups=groups, zero_init_head=False)
     prompt = make(config=config, recompute=recompute)
     query, support, s = maps(1), maps(2), signs()
-    out, expected = prompt(prompt.match(query, support, s)), plain(prompt, query, support, s)
+    out, expected = prompt(match(prompt, query, support, s)), plain(prompt, query, support, s)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     wanted = list(prompt.parameters())
     grad = torch.randn_like(out)
@@ -205,6 +210,56 @@ def test_reader_equals_plain_operations(groups: Any, recompute: bool, monkeypatc
         torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tokens_without_a_sign_are_not_correlated(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", 7 * 4 * 2 * 3 * 36)
+    prompt, query, support = make(recompute=recompute), maps(1), maps(2)
+    s = torch.zeros(2, 6, 6)
+    s[0, 3:5, 4:6], s[1, 0] = (
+        torch.tensor([[1.0, 0.5], [-1, 1]]),
+        1,
+    )  # the stride keeps one of the four, and two of the six
+    asked: list[int] = []
+
+    def counting(rows: Tokens, columns: Tokens) -> Tensor:
+        asked.append(len(rows.scale) * rows.scale.shape[-1] * columns.scale.shape[-1])
+        return correlation(rows, columns)
+
+    monkeypatch.setattr(module, "correlation", counting)
+    out, expected = prompt(match(prompt, query, support, s)), plain(prompt, query, support, s)
+    assert sum(asked) == 36 * (4 + 6 + 1 + 2)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    wanted = list(prompt.parameters())
+    grad = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_support_without_any_sign_gives_numbers_and_gradients() -> None:
+    prompt, s = make(), torch.zeros(2, 6, 6)
+    s[1, 2, 3] = 1
+    out = prompt(match(prompt, maps(1), maps(2), s))
+    torch.testing.assert_close(out, plain(prompt, maps(1), maps(2), s), atol=1e-4, rtol=0)
+    empty = match(prompt, maps(1), maps(2), torch.zeros(2, 6, 6))
+    empty.sum().backward()
+    assert all(p.grad.isfinite().all() for part in (prompt.squeeze, prompt.mixing) for p in part.parameters())
+
+
+def test_a_query_is_prepared_once_for_all_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, query, g = make(), maps(1), torch.Generator().manual_seed(3)
+    support = [torch.randn(2, 3, 16, 6, 6, generator=g) for _ in range(3)]
+    s = torch.stack([signs(seed) for seed in range(3)], 1)
+    prepared: list[Any] = []
+    make_tokens = Tokens.of
+    monkeypatch.setattr(Tokens, "of", lambda maps, eps: prepared.append(maps) or make_tokens(maps, eps))
+    found = prompt.match(query, support, s)
+    assert len(prepared) == 1 + 3
+    for k in range(3):
+        assert torch.equal(found[:, k], match(prompt, query, [maps[:, k] for maps in support], s[:, k]))
 
 
 def test_only_what_the_convolutions_gave_is_kept_for_the_gradient() -> None:
@@ -216,7 +271,7 @@ def test_only_what_the_convolutions_gave_is_kept_for_the_gradient() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        prompt.match(query, support, s)
+        match(prompt, query, support, s)
     for parameter in prompt.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     tokens = 2 * 36  # of the queries; the support's grid of 6 x 6 shrinks to 2 x 2 and 1 x 1
@@ -228,14 +283,16 @@ def test_only_what_the_convolutions_gave_is_kept_for_the_gradient() -> None:
 def test_query_and_support_need_not_be_squares_of_one_size() -> None:
     prompt = make()
     query = [torch.randn(2, 16, 4, 7) for _ in range(3)]
-    assert prompt(prompt.match(query, maps(2), signs())).shape == (2, 12, 4, 7)
+    assert prompt(match(prompt, query, maps(2), signs())).shape == (2, 12, 4, 7)
 
 
 def test_episodes_of_a_batch_do_not_see_each_other() -> None:
     prompt = make()
     query, support, s = maps(1), maps(2), signs()
-    both = prompt.match(query, support, s)
-    alone = [prompt.match([t[b : b + 1] for t in query], [t[b : b + 1] for t in support], s[b : b + 1]) for b in (0, 1)]
+    both = match(prompt, query, support, s)
+    alone = [
+        match(prompt, [t[b : b + 1] for t in query], [t[b : b + 1] for t in support], s[b : b + 1]) for b in (0, 1)
+    ]
     torch.testing.assert_close(both, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -254,11 +311,11 @@ def test_parameter_counts() -> None:
 
 def test_head_starts_at_zero_or_not() -> None:
     prompt = make(config=CorrConfig(channels=(4, 8, 8)))
-    out = prompt(prompt.match(maps(1), maps(2), signs()))
+    out = prompt(match(prompt, maps(1), maps(2), signs()))
     assert out.eq(0).all()
     out.sum().backward()
     assert prompt.head[-1].weight.grad.abs().sum() > 0, "it can leave zero"
-    assert not make()(make().match(maps(1), maps(2), signs())).eq(0).all()
+    assert not make()(match(make(), maps(1), maps(2), signs())).eq(0).all()
 
 
 def test_the_later_blocks_are_the_larger_group() -> None:
