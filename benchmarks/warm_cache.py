@@ -1,7 +1,7 @@
 """A test run with features on disk against the usual loop, which encodes every image of every episode again.
 
     python benchmarks/warm_cache.py --rounds 3
-    python benchmarks/warm_cache.py --size full --episodes 10 --rounds 1
+    python benchmarks/warm_cache.py --size full --episodes 10 --rounds 1 --methods fsdino --preset fsdino
 
 Both sides are whole test runs of one method with random weights on the same generated episodes, in turns: reading images,
 features, `segment`, scores at original size. The loop has no feature cache. `cold` begins without any features and
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["fsdino", "sam2fss"], help="default: fsdino sam2fss")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5], help="default: 1 5")
+    parser.add_argument("--preset", help="of fsdino; default: its own, with contrast")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the networks (default: small)")
     parser.add_argument("--episodes", type=int, default=20, help="per run (default: 20)")
     parser.add_argument("--images", type=int, default=8, help="distinct images (default: 8)")
@@ -50,8 +51,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in options.methods:
         for shot in options.shots:
-            settings = {"train_shot": shot} if name == "sam2fss" else {}
-            print(f"| {name} | {shot} | {row(build(name, options.size, **settings), shot, options)}")
+            settings: dict[str, Any] = {"train_shot": shot} if name == "sam2fss" else {}
+            if name == "fsdino" and options.preset:
+                settings["preset"] = options.preset
+            print(f"| {settings.get('preset', name)} | {shot} | {row(build(name, options.size, **settings), shot, options)}")
 
 
 def row(method: FewShotMethod, shot: int, options: argparse.Namespace) -> str:
