@@ -5,8 +5,8 @@
     python benchmarks/training.py --batch 4 --precision bf16-mixed
 
 The straightforward side takes one episode at a time in float32, encodes its images in every step, computes FS-DINO's 4D
-branch as `correlation.py` does plainly, and steps the optimiser after as many episodes as our side has in a batch; ours
-takes them as one batch, keeps features in memory or on disk, and may use another precision. Both see the same episodes of
+branch as `correlation.py` does plainly, and steps the optimiser, which is not fused, after as many episodes as our side has
+in a batch; ours takes them as one batch, keeps features in memory or on disk, and may use another precision. Both see the same episodes of
 generated images of two base classes and start with the same weights, so their losses can be compared: two seeds say how
 much losses differ anyway. FS-DINO's adapter is frozen, as published, but random. Every run is a process of its own.
 
@@ -117,12 +117,15 @@ def distance(one: list[float], other: list[float]) -> float:
 class Watch(Callback):
     """Losses per optimiser step, seconds and peak memory of a training."""
 
-    def __init__(self, clock: str) -> None:
-        self.clock = CLOCKS[clock]
+    def __init__(self, clock: str, plain: bool) -> None:
+        self.clock, self.plain = CLOCKS[clock], plain
         self.losses: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Everything is there: the clock starts."""
+        if self.plain:  # torch's own choice
+            for group in trainer.optimizers[0].param_groups:
+                group["fused"] = None
         forget_peak()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -168,7 +171,7 @@ def one_training(name: str, side: str, seed: str, options: argparse.Namespace) -
             batch_size=1 if plain else options.batch,
             episodes_per_epoch=options.steps * options.batch,
         )
-        watch = Watch(options.clock)
+        watch = Watch(options.clock, plain)
         runner = trainer(
             folder,
             max_epochs=1,

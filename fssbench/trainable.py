@@ -62,6 +62,12 @@ class Trainable(LightningModule, ABC):
         return {"total": sum(p.numel() for p in self.parameters()), "trainable": trained, "optimised": trained}
 
     @property
+    def fused(self) -> bool | None:
+        """The argument of that name for a torch optimiser: true in float32, where one pass over all parameters takes the
+        place of one for each operation; torch's own choice in mixed precision, where a fused one allows no clipping."""
+        return True if str(self.trainer.precision) == "32-true" else None
+
+    @property
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 

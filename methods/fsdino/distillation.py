@@ -181,8 +181,9 @@ class Distillation(Trainable):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the adapter and the learning rate's schedule, for one stage."""
+        config = self.config
         optimizer = torch.optim.AdamW(
-            self.adapter.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
+            self.adapter.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=self.fused
         )
         assert self.trainer.max_epochs is not None
         steps = int(self.trainer.estimated_stepping_batches) // self.trainer.max_epochs * self.stage.epochs

@@ -270,7 +270,7 @@ class FSDINO(FewShotMethod):
             adapter_lr = train.lr if self.adapter_weights is None else 1e-5
         rates = {"prompts": train.lr, "correlation": train.lr, "decoder": train.decoder_lr, "adapter": adapter_lr}
         groups = [{"name": n, "params": p, "lr": rates[n]} for n, p in self.net.trained_parameters().items()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=train.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=train.weight_decay, fused=self.fused)
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("The cosine schedule needs an end. Set trainer.max_epochs or trainer.max_steps.")

@@ -219,7 +219,7 @@ class SAM2FSS(FewShotMethod):
                 "trainable is none: there is nothing to fit. Test as it is, or set trainable: affine or paper."
             )
         rate = LEARNING_RATES[self.trainable] if self.lr is None else self.lr
-        optimizer = torch.optim.AdamW(self.trained_parameters, lr=rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self.trained_parameters, lr=rate, weight_decay=0.0, fused=self.fused)
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("The polynomial schedule needs an end. Set trainer.max_epochs or trainer.max_steps.")
