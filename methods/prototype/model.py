@@ -62,8 +62,9 @@ def otsu(scores: Tensor) -> Tensor:
     span = high - low
     bins = ((flat - low) / span.clamp(min=torch.finfo(torch.float32).tiny) * BINS).long().clamp(max=BINS - 1)
     first = torch.arange(len(flat), device=flat.device)[:, None] * BINS
-    # torch.bincount would wait for the device to learn its size; whole numbers are exact in float64
-    counts = torch.zeros(len(flat) * BINS, dtype=torch.float64, device=flat.device)
+    # torch.bincount would wait for the device to learn its size; whole numbers are exact in float64, which Apple's GPUs lack
+    wide = torch.float32 if flat.device.type == "mps" else torch.float64
+    counts = torch.zeros(len(flat) * BINS, dtype=wide, device=flat.device)
     counts = counts.index_add(0, (bins + first).flatten(), counts.new_ones(bins.numel())).view(-1, BINS)
 
     below = counts.cumsum(1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +38,21 @@ def test_a_replay_says_that_the_counts_are_identical(fitted: Path, capsys: Outpu
     assert out.startswith("identical: all counts of 16 episodes; mIoU ")
     assert path.read_bytes() == before
     assert only_record() == path, "nothing is added to the results"
+
+
+def test_several_processes_replay_and_one_compares(here: Path) -> None:
+    """On several GPUs Lightning starts the same command once for each of them."""
+    assert main(["test", *FREE]) == 0
+    command = [sys.executable, "-m", "fssbench", "replay", str(only_record())]
+    done = subprocess.run(
+        [*command, "--trainer.strategy", "ddp", "--trainer.devices", "2"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("identical: all counts of 16 episodes") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_a_trained_method_with_a_timm_encoder_is_replayed(here: Path, capsys: Output) -> None:
