@@ -12,9 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from datamodules.parallel import pins_memory
 from fssbench.encoders.ahead import as_input
@@ -27,7 +25,7 @@ from fssbench.timer import Timer
 from fssbench.unlabelled import ImageBatch
 from methods.fsdino.centre_pivot import _CentrePivot
 from methods.prototype import Prototype
-from methods.prototype.model import otsu
+from methods.prototype.model import widest_float
 from tests.fake_gpu import CUDA, Copies, fake_gpu, on_gpu
 from tests.methods.test_fsdino_module import CORR, make_method
 from tests.toy import FreeMethod, Toy, on_process
@@ -39,40 +37,41 @@ def sam2(**settings: Any) -> FewShotMethod:
     return small_method(**settings)
 
 
+NEW = {"sam2_version": 2.1, "support_tokens": "drop", "object_score_gating": True, "recompute": True}
 METHODS: dict[str, tuple[Callable[[], FewShotMethod], int]] = {
     "prototype": (lambda: Prototype("vit_tiny_patch16_224", "random", 64, block=3), 2),
     "fsdino_ce": (lambda: make_method(preset="fsdino_ce", corr=CORR, support_ignore="exclude"), 1),
     "vote": (lambda: make_method(kshot_merge="vote", dense="none"), 2),
     "sam2fss": (lambda: sam2(), 1),
-    "sam2fss bf16": (lambda: sam2(precision="bf16", prior_precision="bf16", trainable="paper", recompute=True), 2),
-    "sam2fss 2.1": (lambda: sam2(sam2_version=2.1, support_tokens="drop", object_score_gating=True), 2),
+    "sam2fss bf16": (lambda: sam2(precision="bf16", prior_precision="bf16", trainable="paper", **NEW), 2),
 }
 """Name -> how it is made, and the supports of its episode."""
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_episode_stays_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encode, segment, loss and counting mix no devices and need no value; once tables are there, nothing is copied."""
+    """Encode, segment, loss and counting mix no devices and types, need no value, and copy nothing."""
     if name.startswith("sam2") and not importlib.util.find_spec("sam2"):
         pytest.skip("needs sam2")
     make, shot = METHODS[name]
-    method = make()
+    method: Any = make()
     size = (shot + 1, 3, method.image_size, method.image_size)
     with fake_gpu(monkeypatch) as mode:
         on_gpu(method, mode).train(name != "vote")
-        for mixed in (nullcontext(), torch.autocast("cuda", torch.float16)):  # bfloat16 has the same lists
-            with Copies() as copies, mixed:
-                with torch.no_grad():
-                    features = method.encode(torch.rand(size, device=CUDA))
-                query, support = ({n: v[part] for n, v in features.items()} for part in (slice(1), slice(1, None)))
-                masks = torch.zeros(1, shot, *size[2:], dtype=torch.uint8, device=CUDA)
-                logits = method.segment(query, {n: v[None] for n, v in support.items()}, masks)
-                full = F.interpolate(logits[:, None], size[2:], mode="bilinear", align_corners=False)[:, 0]
-                loss = method.loss(full, masks[:, 0])
-                counts = predicted_counts(logits, [masks[0, 0, :20, :30]], method.upsample)
-            assert {value.device for value in (*query.values(), logits, loss, counts)} == {CUDA}
-            assert logits.dtype == loss.dtype == torch.float32
-            assert loss.requires_grad == (name not in ("prototype", "vote"))
+        if name.startswith("sam2"):
+            method.net.sam2._ready_tables(torch.zeros((), device=CUDA))  # which its first episode copies
+        with Copies() as copies, torch.autocast("cuda", torch.float16):
+            with torch.no_grad():
+                features = method.encode(torch.rand(size, device=CUDA))
+            query, support = ({n: v[part] for n, v in features.items()} for part in (slice(1), slice(1, None)))
+            masks = torch.zeros(1, shot, *size[2:], dtype=torch.uint8, device=CUDA)
+            logits = method.segment(query, {n: v[None] for n, v in support.items()}, masks)
+            full = F.interpolate(logits[:, None], size[2:], mode="bilinear", align_corners=False)[:, 0]
+            loss = method.loss(full, masks[:, 0])
+            counts = predicted_counts(logits, [masks[0, 0, :20, :30]], method.upsample)
+        assert {value.device for value in (*features.values(), logits, loss, counts)} == {CUDA}
+        assert logits.dtype == loss.dtype == torch.float32
+        assert loss.requires_grad == (name not in ("prototype", "vote"))
         assert copies.found == []
 
 
@@ -143,7 +142,7 @@ def test_memory_is_page_locked_only_for_a_network_on_cuda(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for kind in ("cpu", "cuda"):
         method, data = FreeMethod(), Toy(image_size=8)
-        method._device = torch.device(kind)  # where Lightning puts it before it asks for loaders
+        method._device = torch.device(kind, 0)  # where Lightning puts it before it asks for loaders
         data.trainer = on_process(0, 1, method)  # type: ignore[assignment]
         loaders = data.train_dataloader(), data.test_dataloader()
         assert [loader.pin_memory for loader in loaders] == [kind == "cuda"] * 2
@@ -152,25 +151,12 @@ def test_memory_is_page_locked_only_for_a_network_on_cuda(monkeypatch: pytest.Mo
     assert not pins_memory(None)
 
 
-def test_apples_gpus_have_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeTensorMode():
-        scores = torch.zeros(2, 4, 4, device="mps")
-        with Types() as types:
-            assert otsu(scores).dtype == torch.float32
-    assert torch.float64 not in types.found
-
-
-class Types(TorchDispatchMode):
-    """Notes the types of all results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.found |= {value.dtype for value in tree_leaves(result) if isinstance(value, Tensor)}
-        return result
+def test_apples_gpus_have_no_float64() -> None:
+    assert [widest_float(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [
+        torch.float64,
+        torch.float64,
+        torch.float32,
+    ]
 
 
 # -- what else a GPU changes --------------------------------------------------------------------------------------------
