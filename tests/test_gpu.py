@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[Callable[[], FewShotMethod], int]] = {
     "fsdino_ce": (lambda: make_method(preset="fsdino_ce", corr=CORR, support_ignore="exclude"), 1),
     "vote": (lambda: make_method(kshot_merge="vote", dense="none"), 2),
     "sam2fss": (lambda: sam2(), 1),
-    "sam2fss bf16": (lambda: sam2(precision="bf16", prior_precision="bf16", trainable="paper", **NEW), 2),
+    "sam2fss bf16": (lambda: sam2(precision="bf16", prior_precision="bf16", trainable="paper", **NEW), 1),
 }
 """Name -> how it is made, and the supports of its episode."""
 
