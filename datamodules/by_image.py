@@ -26,16 +26,18 @@ class ImagesByKey(Dataset[Tensor]):
         return torch.from_numpy(image)
 
 
-def stream(squares: Squares, positions: Sequence[tuple[str, int]], workers: int) -> Iterator[Tensor]:
+def stream(
+    squares: Squares, positions: Sequence[tuple[str, int]], workers: int, pinned: bool = False
+) -> Iterator[Tensor]:
     """The images (S, S, 3) uint8 at these (key, class), one by one in order; read by other processes in advance where
-    there are `workers`, and in page-locked memory where there is a GPU."""
+    there are `workers`, and in page-locked memory where they are `pinned`."""
     loader = DataLoader(
         ImagesByKey(squares),
         batch_size=PIECE if workers else 1,
         sampler=positions,
         num_workers=workers,
         collate_fn=torch.stack,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=single_threaded,
         generator=torch.Generator(),  # its own, so that the caller's random state does not depend on the cache
     )

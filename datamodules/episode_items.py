@@ -63,7 +63,8 @@ class TrainingEpisodes(Dataset[EpisodeBatch]):
 class ManifestEpisodes(Dataset[EpisodeBatch]):
     """Evaluation episodes by their number in a manifest.
 
-    With `by_image` they come without images (0x0 pixels), which `stream` gives, read by `workers` processes.
+    With `by_image` they come without images (0x0 pixels), which `stream` gives, read by `workers` processes, and in
+    page-locked memory where they are `pinned`.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
         void_is_background: bool = False,
         by_image: bool = False,
         workers: int = 0,
+        pinned: bool = False,
     ) -> None:
         self.squares, self.manifest = squares, manifest
         self.void_is_background = void_is_background
-        self.by_image, self.workers = by_image, workers
+        self.by_image, self.workers, self.pinned = by_image, workers, pinned
 
     def __getitem__(self, position: tuple[int, int]) -> EpisodeBatch:
         _, index = position
@@ -101,7 +103,7 @@ class ManifestEpisodes(Dataset[EpisodeBatch]):
     def stream(self, keys: Sequence[str]) -> Iterator[Tensor]:
         """Images (S, S, 3) uint8 by their keys, in order."""
         classes = {key: e.class_id for e in self.manifest.episodes for key in (e.query, *e.supports)}
-        return stream(self.squares, [(key, classes[key]) for key in keys], self.workers)
+        return stream(self.squares, [(key, classes[key]) for key in keys], self.workers, self.pinned)
 
 
 _NO_IMAGE = np.empty((0, 0, 3), np.uint8)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import Augmentation
 from datamodules.by_image import single_threaded
 from datamodules.episode_items import ManifestEpisodes, TrainingEpisodes
-from datamodules.parallel import default_workers
+from datamodules.parallel import default_workers, pins_memory
 from datamodules.policies import for_training, training_lists
 from datamodules.squares import Squares
 from fssbench.dataset import FewShotDataset
@@ -294,7 +293,12 @@ class EpisodicDataModule(LightningDataModule, ABC):
         if ahead and not self.observers:  # which see episodes in order
             order = sorted(range(count), key=lambda index: manifest.episodes[index].class_id)
         source = ManifestEpisodes(
-            self._squares(), manifest, self._void_is_background, ahead, max(0, self.num_workers - workers)
+            self._squares(),
+            manifest,
+            self._void_is_background,
+            ahead,
+            max(0, self.num_workers - workers),
+            pins_memory(self.trainer),
         )
         return self._loader(source, count, self.eval_batch_size, workers, pad=False, order=order)
 
@@ -320,7 +324,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             sampler=ShardedEpisodeSampler(count, rank, world_size, pad=pad, order=order, epoch=epoch),
             num_workers=workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pins_memory(self.trainer),
             persistent_workers=pad and workers > 0,
             worker_init_fn=single_threaded,
         )

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_files import ImageFiles
-from datamodules.parallel import default_workers
+from datamodules.parallel import default_workers, pins_memory
 from datamodules.places import data_root
 from fssbench.errors import UserError
 from fssbench.files import sha256_text
@@ -135,7 +135,7 @@ class Images(LightningDataModule):
             drop_last=training and len(sampler) > method.batch_size,
             num_workers=self.num_workers,
             collate_fn=join,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pins_memory(trainer),
         )
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -27,6 +27,13 @@ def default_workers() -> int:
     """Loader processes for this machine: none on one or two cores, where they only take turns with the network."""
     available = cores()
     return 0 if available <= 2 else min(8, available - 1)
+
+
+def pins_memory(trainer: Any) -> bool:
+    """Whether a loader should leave batches in page-locked memory: where the trainer's network is on a GPU of CUDA. Elsewhere
+    it would take memory of a GPU that is not used, and fail where another program has filled it."""
+    device = getattr(getattr(trainer, "lightning_module", None), "device", None)
+    return device is not None and device.type == "cuda"
 
 
 def parallel_map(

@@ -55,10 +55,10 @@ class EpisodeBatch:
         return self.support_images.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> EpisodeBatch:
-        """The same batch with every tensor on `device`. By default a copy to another device than the CPU is not waited for:
-        the loader leaves batches in page-locked memory."""
+        """The same batch with every tensor on `device`. By default a copy to CUDA is not waited for: the loader leaves
+        batches in page-locked memory."""
         if non_blocking is None:
-            non_blocking = torch.device(device).type != "cpu"
+            non_blocking = torch.device(device).type == "cuda"  # on Apple's GPUs the values could be wrong
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EpisodeBatch:

@@ -54,8 +54,10 @@ class ImageBatch:
     target: Tensor
     counts: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
-        """The same batch with every tensor on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> ImageBatch:
+        """The same batch with every tensor on `device`, waited for as `EpisodeBatch.to` says."""
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
         moved = (t.to(device, non_blocking=non_blocking) for t in (self.image, self.target, self.counts))
         return ImageBatch(*moved)
 

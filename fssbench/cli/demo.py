@@ -36,7 +36,8 @@ def run(verb: str, arguments: list[str]) -> int:
         run_dir = out / "runs" / f"fold{fold}{suffix}"
         trained = ["--config", "demo.yaml", "--name", METHOD, f"--run_dir={run_dir}", f"--data.seed={seed}"]
         checkpoint = [f"--ckpt_path={run_dir / 'last.ckpt'}"]
-        free = ["--config", "methods/prototype.yaml", "--config", "data/shapes.yaml", *ENCODER, "--name", BASELINE]
+        baseline = ["--config", "methods/prototype.yaml", "--config", "data/shapes.yaml", *ENCODER, "--name", BASELINE]
+        free = [*baseline, "--trainer.accelerator", "cpu"]  # several GPUs would start the whole demo once for each
         for step in (("fit", *trained), ("test", *trained, *checkpoint), ("test", *free)):
             status = _quietly(step[0], [*step[1:], *common])
             if status:

@@ -10,6 +10,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from fssbench import __version__
 from fssbench.cli.configs import known_configs, packaged_folder, search_folders
@@ -121,8 +122,7 @@ def devices() -> list[Finding]:
         return [Finding("wrong", f"torch cannot be imported: {reason}", "install torch again, see https://pytorch.org")]
     found = [Finding("ok", f"cpu: {os.cpu_count()} cores, of which torch uses {torch.get_num_threads()}")]
     for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        found.append(Finding("ok", f"cuda:{number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
+        found.append(gpu(number, torch.cuda.get_device_properties(number), torch.version.hip is None))
     if torch.backends.mps.is_available():
         found.append(Finding("ok", "mps: Apple GPU"))
     if len(found) == 1:
@@ -132,6 +132,15 @@ def devices() -> list[Finding]:
         then = "nothing, if the CPU is fast enough; else a CUDA build of torch and a driver (see https://pytorch.org)"
         found.append(Finding("missing", f"GPU ({reason})", then))
     return found
+
+
+def gpu(number: int, facts: Any, nvidia: bool) -> Finding:
+    """A GPU that torch sees, from torch's own `facts`: one older than NVIDIA's Ampere only imitates bfloat16, slowly."""
+    what = f"cuda:{number}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    if not nvidia or facts.major >= 8:
+        return Finding("ok", what)
+    then = "--trainer.precision 16-mixed after trainer/gpu.yaml; for SAM2FSS --model.precision fp32"
+    return Finding("ok", f"{what}, no bfloat16 of its own", then)
 
 
 def weights() -> list[Finding]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fssbench.cli import VERBS
 from fssbench.cli.configs import find_config, read_config
-from fssbench.cli.launching import Cell, Outcome, make_launcher
+from fssbench.cli.launching import Cell, Outcome, make_launcher, visible_gpus
 from fssbench.cli.progress import make_progress
 from fssbench.cli.run_help import asks_for_help, short_help, with_configured_class
 from fssbench.cli.suite import MethodWords, read_suite
@@ -145,9 +145,10 @@ def _run_all(verb: str, cells: list[Cell], firsts: list[Cell], words: dict[str, 
         raise UserError(f"--jobs needs a number; got '{jobs}'.")
     progress = make_progress(verb, len(cells), int(jobs))
     kind = words.get("--launcher", ["local"])[0]
+    alone = kind == "local" and int(jobs) > 1 and all(on_one_device(cell.arguments) for cell in cells)
     launcher = make_launcher(
         kind, int(jobs), slurm_parameters(words.get("--slurm", [])),
-        Path("runs") / "slurm", show=not progress.live,
+        Path("runs") / "slurm", show=not progress.live, gpus=visible_gpus() if alone else (),
     )  # fmt: skip
     if kind == "local":  # other machines may have other folders
         from fssbench.cli.running import refuse_if_none_can_run
@@ -171,6 +172,14 @@ def _run_all(verb: str, cells: list[Cell], firsts: list[Cell], words: dict[str, 
     if failed:
         print(f"fssbench: {len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def on_one_device(arguments: Sequence[str]) -> bool:
+    """Whether a run does not ask for several devices, in its options or its configs."""
+    words = list(arguments)
+    trainers = [read_config(find_config(name)).get("trainer") for name in options(words, "--config", "-c")]
+    asked = [trainer["devices"] for trainer in trainers if isinstance(trainer, dict) and "devices" in trainer]
+    return str(["auto", *asked, *options(words, "--trainer.devices")][-1]) in ("1", "auto")
 
 
 def _note(results: Path, cell: Cell, outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import subprocess
 import sys
 import threading
@@ -69,23 +70,29 @@ class Launcher(Protocol):
 
 
 class LocalLauncher:
-    """Processes on this machine, `jobs` at a time; `show` passes on the output of a single one as it comes."""
+    """Processes on this machine, `jobs` at a time; `show` passes on the output of a single one as it comes.
 
-    def __init__(self, jobs: int = 1, show: bool = True) -> None:
+    gpus   GPUs as CUDA_VISIBLE_DEVICES names them: those that run at a time see one each, in turn; none: all see all
+    """
+
+    def __init__(self, jobs: int = 1, show: bool = True, gpus: Sequence[str] = ()) -> None:
         if jobs < 1:
             raise UserError(f"--jobs is {jobs}, expected at least 1.")
         self.jobs, self.live = jobs, show and jobs == 1
+        self.gpus = [gpus[number % len(gpus)] for number in range(jobs)] if gpus else [None] * jobs
+        """What a place sees; None: what this process sees."""
 
     def run(self, cells: Sequence[Cell], watcher: Watcher | None = None) -> Iterator[tuple[Cell, Outcome]]:
         """Run the cells in order; output that is not shown as it comes is in the outcome."""
         waiting = list(cells)
-        running: dict[Future[Outcome], Cell] = {}
+        running: dict[Future[Outcome], tuple[Cell, str | None]] = {}
+        free = list(self.gpus)
         with ThreadPoolExecutor(self.jobs) as pool:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
-                    cell = waiting.pop(0)
+                    cell, gpu = waiting.pop(0), free.pop(0)
                     heard = partial(watcher.said, cell) if watcher else None
-                    running[pool.submit(run_cell, cell.arguments, self.live, heard)] = cell
+                    running[pool.submit(run_cell, cell.arguments, self.live, heard, gpu)] = cell, gpu
                     if watcher:
                         watcher.started(cell)
                 ended: set[Future[Outcome]] = wait(running, return_when=FIRST_COMPLETED).done
@@ -94,7 +101,9 @@ class LocalLauncher:
                     if outcome.status == INTERRUPTED:
                         wait(running)
                         raise KeyboardInterrupt
-                    yield running.pop(future), outcome
+                    cell, gpu = running.pop(future)
+                    free.append(gpu)
+                    yield cell, outcome
 
 
 class SubmititLauncher:
@@ -145,15 +154,24 @@ def _outcome(job: Any) -> Outcome:
     return Outcome(1, f"{reason} (log: {job.paths.stderr})", 0.0, "")
 
 
-def run_cell(arguments: Sequence[str], live: bool = False, heard: Callable[[str], None] | None = None) -> Outcome:
+def run_cell(
+    arguments: Sequence[str],
+    live: bool = False,
+    heard: Callable[[str], None] | None = None,
+    gpu: str | None = None,
+) -> Outcome:
     """Run `fssbench` with these arguments in a process of its own, which frees its memory and survives its crash.
 
     live    show its output as it comes; else it is in the outcome
     heard   is given what it writes on its stderr, as it comes
+    gpu     the only one that it sees; None: as this process
     """
+    environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
     began = time.monotonic()
     command = [sys.executable, "-m", "fssbench", *arguments]
-    with subprocess.Popen(command, stdout=None if live else subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=None if live else subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
         lines: list[str] = []
         hear = [lines.append, *([heard] if heard else []), *([_show] if live else [])]
         watcher = threading.Thread(target=_watch, args=(process.stderr, hear))
@@ -183,8 +201,26 @@ def _show(text: str) -> None:
     sys.stderr.flush()
 
 
-def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path, show: bool = True) -> Launcher:
-    """The launcher of that name; `show` allows a single local run to write to the terminal as it likes.
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def make_launcher(
+    name: str,
+    jobs: int,
+    parameters: dict[str, Any],
+    folder: Path,
+    show: bool = True,
+    gpus: Sequence[str] = (),
+) -> Launcher:
+    """The launcher of that name; `show` allows a single local run to write to the terminal as it likes, of several runs
+    at a time each sees one of the `gpus`.
 
     Raises `UserError` for another name, or where it cannot be used here.
     """
@@ -194,4 +230,4 @@ def make_launcher(name: str, jobs: int, parameters: dict[str, Any], folder: Path
         return SubmititLauncher("slurm", jobs, parameters, folder)
     if parameters:
         raise UserError("--slurm belongs to --launcher slurm: add that, or leave --slurm out.")
-    return LocalLauncher(jobs, show)
+    return LocalLauncher(jobs, show, gpus)

@@ -18,7 +18,8 @@ from fssbench.trainable import Trainable
 BASES: dict[str, type] = {"model": Trainable, "data": LightningDataModule}
 SILENT_NOTICES = ("💡", "Seed set", "GPU available", "TPU available", "HPU available", "`Trainer", "Restoring states",
                   "Loaded model weights", "Restored all states", "Using default `ModelCheckpoint`",
-                  "Initializing distributed", "Loading `train_dataloader`", "-----")  # fmt: skip
+                  "Initializing distributed", "Loading `train_dataloader`", "-----", "LOCAL_RANK: ",
+                  "You are using a CUDA device")  # fmt: skip
 SILENT_WARNINGS = (
     "does not have many workers",
     "Checkpoint directory .* exists and is not empty",
@@ -38,7 +39,8 @@ SILENT_WARNINGS = (
 def quiet() -> None:
     """Silence notices that are not for the user of a benchmark."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed",
-                 "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed"):  # fmt: skip
+                 "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed",
+                 "lightning.pytorch.accelerators.cuda"):  # fmt: skip
         logging.getLogger(name).addFilter(_is_for_users)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # which process it ended after an error
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # its retries: the error says it all

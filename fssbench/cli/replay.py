@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from fssbench.cli.grid import option
 from fssbench.cli.running import drop_option, run_once
@@ -41,7 +42,7 @@ def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: 
     with tempfile.TemporaryDirectory(prefix="fssbench_replay_") as name:
         folder = Path(name)
         status = run_again(record, extra, folder)
-        if status:
+        if status or rank_zero_only.rank:  # type: ignore[attr-defined]  # the first of several processes compares
             return status
         store = ResultStore(folder / "results")
         (again,) = store.read_all().records

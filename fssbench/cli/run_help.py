@@ -27,7 +27,7 @@ GRID_OPTIONS = {
     "seeds S [S ...]": "the seeds of the run; {seed} becomes S",
     "methods CONFIG [CONFIG ...]": "several methods; {method} becomes the config's name",
     "suite FILE": "methods and axes from a small YAML file (docs/board.md)",
-    "jobs N": "runs at a time (default: 1)",
+    "jobs N": "runs at a time (default: 1); where there are several GPUs, each on one of them",
     "launcher local|slurm": "on this machine (the default), or as jobs of a Slurm cluster",
     "slurm KEY=VALUE ...": "with --launcher slurm: submitit's parameters, such as timeout_min=240",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,8 +31,10 @@ def run_once(verb: str, arguments: list[str]) -> int:
         rank_zero_info(str(done))
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(verb, str(error)) from error
     except ProcessRaisedException as error:
-        return of_another_process(error)
+        return of_another_process(verb, error)
     except SIGTERMException:  # a SystemExit without a code, which would read as success
         print("fssbench: terminated; the run is not finished and goes on when it is started again.", file=sys.stderr)
         return TERMINATED
@@ -43,7 +46,7 @@ def run_once(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def of_another_process(error: ProcessRaisedException) -> int:
+def of_another_process(verb: str, error: ProcessRaisedException) -> int:
     """What a forked or spawned process raised, which arrives here as the text of its traceback."""
     kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
     name = kind.rpartition(".")[2]
@@ -52,9 +55,23 @@ def of_another_process(error: ProcessRaisedException) -> int:
         return 0
     if name in (UserError.__name__, MisconfigurationException.__name__):
         raise UserError(message) from None
+    if name == torch.OutOfMemoryError.__name__:
+        raise out_of_memory(verb, message) from None
     if name == KeyboardInterrupt.__name__:
         raise KeyboardInterrupt from None
     raise error
+
+
+def out_of_memory(verb: str, message: str) -> UserError:
+    """What to do where the memory of a GPU was too small, from torch's own message."""
+    what = ". ".join(message.split(". ")[:2]).rstrip(".")  # what was asked for; then come advice and statistics
+    remedy = (
+        "a smaller --data.batch_size (with --trainer.accumulate_grad_batches for as many episodes per step), or the "
+        "method's option to recompute (docs/speed.md, Training)"
+        if verb == "fit"
+        else "--data.eval_batch_size 1, or a --feature_cache of a few MiB, which also encodes fewer images at once"
+    )
+    return UserError(f"{what}. Give {remedy}; or another GPU with CUDA_VISIBLE_DEVICES.")
 
 
 def number_of_folds(arguments: list[str]) -> int:

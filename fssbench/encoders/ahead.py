@@ -181,7 +181,7 @@ class EncodeAhead:
 
 
 def as_input(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Images (H, W, 3) uint8 -> (M, 3, H, W) float32 in [0, 1] on `device`, each copied without waiting for it."""
-    images = torch.stack([image.to(device, non_blocking=True) for image in pixels])
+    """Images (H, W, 3) uint8 -> (M, 3, H, W) float32 in [0, 1] on `device`, each copied to CUDA without waiting for it."""
+    images = torch.stack([image.to(device, non_blocking=device.type == "cuda") for image in pixels])
     # a tensor: dividing by a number multiplies by its reciprocal on a GPU, which rounds differently from the CPU
     return images.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=device)

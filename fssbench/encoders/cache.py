@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,11 +173,14 @@ class FeatureCache:
 
 def numerics(device: torch.device, precision: str) -> str:
     """What features depend on besides pixels, encoder and settings, as text: the type of device, the trainer's precision, how
-    float32 products are rounded (TF32), and the versions of this code and torch."""
+    float32 products are rounded (TF32; on CUDA those of convolutions, too), and the versions of this code and torch."""
     try:
         products = torch.get_float32_matmul_precision()
+        if device.type == "cuda":
+            products += f", of convolutions {'tf32' if torch.backends.cudnn.allow_tf32 else 'ieee'}"
     except RuntimeError:  # set by backend, as torch >= 2.9 allows
-        backends = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+        backends: tuple[Any, ...] = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+        backends += (getattr(torch.backends.cudnn, "conv", None),)
         products = f"fp32 {' '.join(str(getattr(backend, 'fp32_precision', None)) for backend in backends)}"
     return f"{device.type}, {precision}, products {products}, torch {torch.__version__}, fssbench {__version__}"
 

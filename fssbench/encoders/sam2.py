@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,9 @@ def build_sam2(
     for place, target in (targets or {}).items():
         OmegaConf.update(settings, f"{place}._target_", target)
     OmegaConf.resolve(settings)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    # hidden: sam2 would put tables on the first GPU in every process, whichever device the model is used on
+    hidden = mock.patch.object(torch.cuda, "is_available", return_value=False)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), hidden:
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
         try:
             model: SAM2Base = instantiate(settings)
@@ -71,7 +74,6 @@ def build_sam2(
             if config is None:
                 raise
             raise UserError(f"sam2_config describes no SAM 2 model: {' '.join(str(error).split())}") from error
-    _tables_to_cpu(model)
     if weights != "random":
         path = _find(weights, size, version)
         what = f"SAM {float(version):.1f} Hiera {size}" + (" with the settings of sam2_config" if config else "")
@@ -160,11 +162,6 @@ def checkpoint_url(size: str, version: float) -> str:
 def rope_attentions(model: nn.Module) -> list[nn.Module]:
     """The modules of a SAM 2 model that hold a table of rotations."""
     return [module for module in model.modules() if hasattr(module, "freqs_cis")]
-
-
-def _tables_to_cpu(model: nn.Module) -> None:
-    for module in rope_attentions(model):  # made on CUDA where it is visible
-        module.freqs_cis = module.freqs_cis.cpu()
 
 
 def _config_name(size: str, version: float) -> str:

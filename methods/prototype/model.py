@@ -63,7 +63,7 @@ def otsu(scores: Tensor) -> Tensor:
     bins = ((flat - low) / span.clamp(min=torch.finfo(torch.float32).tiny) * BINS).long().clamp(max=BINS - 1)
     first = torch.arange(len(flat), device=flat.device)[:, None] * BINS
     # torch.bincount would wait for the device to learn its size; whole numbers are exact in float64
-    counts = torch.zeros(len(flat) * BINS, dtype=torch.float64, device=flat.device)
+    counts = torch.zeros(len(flat) * BINS, dtype=widest_float(flat.device), device=flat.device)
     counts = counts.index_add(0, (bins + first).flatten(), counts.new_ones(bins.numel())).view(-1, BINS)
 
     below = counts.cumsum(1)
@@ -74,3 +74,8 @@ def otsu(scores: Tensor) -> Tensor:
     split = spread.argmax(1, keepdim=True)
     edge = low + span * (split + 1) / BINS
     return torch.where(span > 0, edge, high).squeeze(1)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, but float32 on Apple's GPUs, which have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -6,6 +6,7 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_weights_that_are_there_are_found(empty: Path) -> None:
     assert states["sam_vit_h_4b8939.pth"] == "missing"
     assert states["other"] == "missing"
     assert doctor.DEFAULTS.keys() <= {*doctor.WEIGHT_FILES, *doctor.HUB_MODELS}
+
+
+def test_a_gpu_without_bfloat16_of_its_own_is_named() -> None:
+    facts = {major: SimpleNamespace(name="T4", total_memory=16 * 2**30, major=major) for major in (7, 8)}
+    assert doctor.gpu(0, facts[8], nvidia=True) == ("ok", "cuda:0: T4, 16 GiB", "")
+    assert doctor.gpu(0, facts[7], nvidia=False).then == ""
+    old = doctor.gpu(1, facts[7], nvidia=True)
+    assert old.what == "cuda:1: T4, 16 GiB, no bfloat16 of its own"
+    assert "16-mixed" in old.then
 
 
 def test_sams_files_must_be_the_published_ones(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

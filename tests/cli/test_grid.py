@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from fssbench.cli import grid, launching, main, progress
@@ -219,7 +222,7 @@ def test_cells_run_in_processes_of_their_own(jobs: int, capfd: pytest.CaptureFix
 def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, ...]] = []
 
-    def interrupted(arguments: tuple[str, ...], live: bool, heard: None) -> Outcome:
+    def interrupted(arguments: tuple[str, ...], live: bool, heard: None, gpu: None) -> Outcome:
         calls.append(arguments)
         return Outcome(130, "interrupted", 0.0, "")
 
@@ -227,6 +230,64 @@ def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(LocalLauncher().run(_cells("--version", "--version")))
     assert len(calls) == 1
+
+
+def test_runs_at_a_time_see_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, seen = threading.Barrier(2, timeout=60), list[str | None]()
+
+    def run_cell(arguments: tuple[str, ...], live: bool, heard: None, gpu: str | None) -> Outcome:
+        seen.append(gpu)
+        both.wait()
+        return Outcome(0, "", 0.0, "")
+
+    monkeypatch.setattr(launching, "run_cell", run_cell)
+    for jobs, gpus in ((2, ["0", "3", "5"]), (2, ["7"]), (2, [])):
+        seen.clear()
+        assert len(list(LocalLauncher(jobs, gpus=gpus).run(_cells("a", "b")))) == 2
+        assert sorted(map(str, seen)) == sorted(map(str, [*gpus, *gpus, None, None][:2]))
+
+
+def test_a_run_sees_the_gpu_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str | None] = []
+    start = subprocess.Popen
+
+    def started(command: list[str], env: dict[str, str], **kwargs: Any) -> Any:
+        given.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return start([sys.executable, "-c", ""], env=env, **kwargs)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2")
+    monkeypatch.setattr(subprocess, "Popen", started)
+    assert launching.visible_gpus() == ["0", "2"]
+    assert [launching.run_cell(["x"], gpu=gpu).status for gpu in ("2", None)] == [0, 0]
+    assert given == ["2", "0, 2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert launching.visible_gpus() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("", ["0", "1"]), ("--trainer.devices 1", ["0", "1"]), ("--trainer.devices 2", ()), ("--config two.yaml", ()),
+     ("--config two.yaml --trainer.devices 1", ["0", "1"]), ("--jobs 1", ()), ("--trainer.devices=2", ())],
+)  # fmt: skip
+def test_gpus_are_shared_out_unless_a_run_asks_for_several(
+    words: str, expected: Sequence[str], cells: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Sequence[str]] = []
+
+    class Made(Exception):
+        pass
+
+    def make(*args: Any, gpus: Sequence[str], **kwargs: Any) -> None:
+        made.append(gpus)
+        raise Made
+
+    Path("two.yaml").write_text("trainer: {devices: 2}\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(grid, "make_launcher", make)
+    with pytest.raises(Made):
+        grid.run("test", [*TOY, "--folds", "0", "--jobs", "2", *words.split()])
+    assert made == [expected]
 
 
 def test_a_character_may_be_cut_in_two_while_it_is_read() -> None:

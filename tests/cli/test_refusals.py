@@ -12,6 +12,7 @@ import torch
 from fssbench.cli import main
 from tests.cli.run import CHECKPOINT, FREE, LOADED, QUIET, TRAINED, error_line
 from tests.data.folder import make_folder
+from tests.toy import ColourMethod
 
 Output = pytest.CaptureFixture[str]
 
@@ -180,6 +181,20 @@ def test_a_damaged_image_is_named_wherever_it_is_read(workers: str, here: Path, 
 def test_errors_of_forked_processes_are_one_line_too(here: Path, capsys: Output) -> None:
     two = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
     assert "trained method" in error_line(capsys, ["test", *TRAINED, *two])
+
+
+@pytest.mark.parametrize("processes", [[], ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]])
+def test_too_little_memory(processes: list[str], fitted: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(*_: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.92 GiB of which 1.2 GiB is free."
+        )
+
+    monkeypatch.setattr(ColourMethod, "segment", segment)
+    line = error_line(capsys, ["test", *LOADED, *processes])
+    assert "CUDA out of memory. Tried to allocate 2.50 GiB. Give --data.eval_batch_size 1" in line
+    line = error_line(capsys, ["fit", *TRAINED, "--trainer.max_epochs", "1", "--run_dir", "other", *processes])
+    assert "Give a smaller --data.batch_size" in line
 
 
 def test_a_result_of_forked_processes_is_kept(here: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from fssbench.cli import main
+from fssbench.cli import main, replay
 from fssbench.results.record import config_hash
 from fssbench.results.store import ResultStore
 from fssbench.results.table import scores_from
@@ -35,6 +36,16 @@ def test_a_replay_says_that_the_counts_are_identical(fitted: Path, capsys: Outpu
     assert out.startswith("identical: all counts of 16 episodes; mIoU ")
     assert path.read_bytes() == before
     assert only_record() == path, "nothing is added to the results"
+
+
+def test_of_several_processes_the_first_compares(here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several GPUs Lightning starts the same command for each of them, and only the first writes a record."""
+    assert main(["test", *FREE]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(replay, "run_once", lambda verb, arguments: 0)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert main(["replay", str(only_record())]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_a_trained_method_with_a_timm_encoder_is_replayed(here: Path, capsys: Output) -> None:
