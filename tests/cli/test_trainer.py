@@ -335,3 +335,11 @@ def test_names_come_from_the_configs(here: Path) -> None:
     Path("tiny.yaml").write_text("data: {class_path: tests.toy.Toy}\n")
     assert main(["predict", "--config", "mine", "--config", "tiny.yaml", *QUIET]) == 0
     assert Path("runs/mine/tiny/fold0/predictions/000000.png").exists()
+
+
+def test_float32_is_float32_on_a_gpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's default there rounds the factors of convolutions to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert main(["test", *FREE]) == 0
+    assert not torch.backends.cudnn.allow_tf32
+    assert records()[0].provenance.dtype == "float32"
