@@ -244,7 +244,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
             return None
         return (
             f"The checkpoint was trained on {name} fold {fold} ({shot}-shot), with masks of classes that are novel in "
-            f"{self.dataset.name} fold {self.fold}. Use the checkpoint of the tested fold, or --data.fold {fold}."
+            f"{self.dataset.name} fold {self.fold}. Use one whose training held them out; a method that may see them says so by "
+            "its track, in-domain or generalist."
         )
 
     def training_facts(self) -> dict[str, Any]:

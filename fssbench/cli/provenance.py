@@ -74,7 +74,7 @@ def method_config(method: FewShotMethod) -> dict[str, Any]:
     """What defines the method under test: its class, settings, and how it was trained, without what differs between folds
     and seeds."""
     recipe = {k: v for k, v in method.training_facts.items() if k not in PER_FOLD}
-    config = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+    config: dict[str, Any] = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
     data = data_of(method.trainer)
     if _votes(data):  # another experiment with the same method
         config["kshot"] = "vote"

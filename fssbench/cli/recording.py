@@ -226,6 +226,7 @@ class PredictionWriter(Callback):
         """Tell Lightning to keep no masks in memory; take away those of an earlier run: where this one is cut off, what lies
         there must not pass for the masks of either."""
         trainer.predict_loop.return_predictions = False
+        pl_module.require_trained("predict")  # before anything is taken away
         if trainer.is_global_zero:
             for old in (self.folder / MASKS_FILE, *self.folder.glob("[0-9]" * 6 + ".png")):
                 old.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from fssbench.images import write_mask
 from fssbench.protocols.manifest import load_manifest
 from fssbench.results.record import ResultRecord
 from fssbench.results.store import ResultStore
-from tests.cli.run import FREE, error_line
+from tests.cli.run import FREE, TRAINED, error_line
 from tests.toy import Toy
 
 Output = pytest.CaptureFixture[str]
@@ -240,3 +240,9 @@ def test_a_prediction_that_is_cut_off_leaves_no_masks_of_an_earlier_one(
     assert main(["predict", *FREE, "--model.bias", "9"]) == 130
     assert not (predicted / "episodes.jsonl").exists()
     assert len(list(predicted.glob("*.png"))) == 2
+
+
+def test_a_prediction_that_is_refused_takes_nothing_away(predicted: Path, capsys: Output) -> None:
+    assert "no trained weights" in error_line(capsys, ["predict", *TRAINED, "--run_dir", str(predicted.parent)])
+    assert (predicted / "episodes.jsonl").exists()
+    assert len(list(predicted.glob("*.png"))) == 16
