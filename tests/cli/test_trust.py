@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,12 @@ def test_a_checkpoint_of_another_fold_is_refused(fitted: Path, capsys: Output, v
     assert not Path("results").exists()
 
 
-def test_a_method_that_may_have_seen_all_classes_says_so_by_its_track(fitted: Path) -> None:
+def test_a_method_that_may_have_seen_all_classes_says_so_by_its_track(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A generalist is not refused; its track keeps it off the strict board."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
     Path("own.py").write_text(
         "from tests.toy import ColourMethod\n"
         "class Generalist(ColourMethod):\n"
