@@ -31,6 +31,7 @@ CLASS_NAMES = (  # noqa: SIM905 - eighty names in a list literal would take a sc
 _UNUSED_OFFICIAL_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 OFFICIAL_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_OFFICIAL_IDS)
 """Official category ids: position c - 1 holds the official id of class c."""
+_PARTITIONS: dict[str, Partition] = {"coco-20i": "interleaved", "coco-20i-contiguous": "contiguous"}
 
 
 class COCO20iDataset(FewShotDataset):
@@ -107,6 +108,14 @@ class COCO20iDataset(FewShotDataset):
         """The 20 classes tested in `fold`; raises `UserError` for a fold outside 0..3."""
         return novel_classes(sorted(self.class_names), fold, self.n_folds, self.class_partition)
 
+    def saw_novel(self, fold: int, trained_on: str, trained_fold: int, trained_shot: int) -> bool:
+        """Also of a training on the other partition, whose folds hold out other classes."""
+        partition = _PARTITIONS.get(trained_on)
+        if partition is None:
+            return False
+        held_out = novel_classes(sorted(self.class_names), trained_fold, self.n_folds, partition)
+        return not set(self.novel_classes(fold)).issubset(held_out)
+
     def candidates(self, class_id: int, split: Split) -> list[str]:
         """Keys of the images of a split with enough of the class: of a published list in its order, else those with at
         least `min_pixels` valid pixels, ascending or in the order of `lists`."""
@@ -118,6 +127,13 @@ class COCO20iDataset(FewShotDataset):
         positions = source.index.images_of(OFFICIAL_IDS[class_id - 1], max(1, self.min_pixels))
         keys = [f"{source.folder.name}/{source.index.names[i]}" for i in positions]
         return sorted(keys, key=self._rank) if split == "test" and self._lists.order else keys
+
+    def ordered_pairs(self, fold: int) -> list[tuple[int, str]]:
+        """(class id, key) of the fold, class after class. Raises `UserError` where published lists are given and lack the
+        fold: images chosen here in its place would be other episodes under the lists' name."""
+        if self._lists.folds:
+            self._lists.pairs(fold)
+        return super().ordered_pairs(fold)
 
     def ordered_images(self, fold: int) -> list[str]:
         """The fold's images in the order of `lists`, class after class where there is no such order."""

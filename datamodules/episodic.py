@@ -7,7 +7,7 @@ Neither depends on workers, processes or devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -110,7 +110,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
         self.fold, self.shot, self.seed = fold, shot, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
-        self.image_size = image_size
+        self.image_size = self._given_image_size = image_size
         self.episodes_per_epoch = episodes_per_epoch
         self.augment = augment
         self.protocol: ProtocolName = protocol
@@ -188,11 +188,22 @@ class EpisodicDataModule(LightningDataModule, ABC):
         )
 
     @property
+    def other_image_size(self) -> int | None:
+        """The network input side where `image_size` overrules the method's own; None where the two agree."""
+        method = self.trainer.lightning_module if self.trainer else None
+        return None if self._given_image_size == getattr(method, "image_size", None) else self._given_image_size
+
+    @property
     def selection_label(self) -> str | None:
         """How a selected checkpoint was chosen, in the words of records; None where nothing is selected."""
-        if self.selection == "base":
-            return "val-split" if self.dataset.val_classes else "base-selected"
-        return "best-on-test (legacy)" if self.selection == "novel" else None
+        return None if self.selection == "last" else self.validation_label
+
+    @property
+    def validation_label(self) -> str:
+        """What a checkpoint is that was chosen by a score of the validation, in the words of records."""
+        if self.selection == "novel":
+            return "best-on-test (legacy)"
+        return "val-split" if self.dataset.val_classes else "base-selected"
 
     def manifest(self, fold: int, shot: int, seed: int | None = None) -> Manifest:
         """The test episodes of any fold and number of supports, drawn as configured (`seed` None = `manifest_seed`)."""
@@ -213,6 +224,29 @@ class EpisodicDataModule(LightningDataModule, ABC):
             )
         return usable
 
+    def training_problem(self, facts: Mapping[str, Any], goes_on: bool = False) -> str | None:
+        """Why weights that were trained so (`training_facts` in their checkpoint) do not belong to this fold; None if they
+        may.
+
+        goes_on  whether they are to be trained on: a checkpoint tells of one data set and fold only
+        """
+        trained = facts.get("dataset"), facts.get("fold"), facts.get("shot")
+        if None in trained:
+            return None
+        name, fold, shot = str(trained[0]), int(facts["fold"]), int(facts["shot"])
+        if goes_on and (name, fold) != (self.dataset.name, self.fold):
+            return (
+                f"The checkpoint was trained on {name} fold {fold}, the configuration says {self.dataset.name} fold {self.fold}: "
+                "going on would hide that. Leave --ckpt_path out."
+            )
+        if not self.dataset.saw_novel(self.fold, name, fold, shot):
+            return None
+        return (
+            f"The checkpoint was trained on {name} fold {fold} ({shot}-shot), with masks of classes that are novel in "
+            f"{self.dataset.name} fold {self.fold}. Use one whose training held them out; a method that may see them says so by "
+            "its track, in-domain or generalist."
+        )
+
     def training_facts(self) -> dict[str, Any]:
         """How this module trains, for checkpoint and record: what must agree between the folds of one row."""
         return {
@@ -226,6 +260,7 @@ class EpisodicDataModule(LightningDataModule, ABC):
             "training_policy": self.training_policy,
             "training_list_sha256": list_sha256((c, key) for c, keys in self.training_classes.items() for key in keys),
             "validation": "test episodes" if self.selection == "novel" else "base classes",
+            **({"image_size": self.other_image_size} if self.other_image_size else {}),
         }
 
     def setup(self, stage: str) -> None:

@@ -17,6 +17,7 @@ from datamodules.pairs import MaskFiles, count_pixels, listing
 from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError, nearest, some
+from fssbench.files import sha256_text
 
 MaskLayout = Literal["auto", "binary", "index"]
 
@@ -34,7 +35,8 @@ class FolderDataset(FewShotDataset):
     trains on the others. Candidates of a class are the images with at least `min_pixels` pixels of it (and at least
     one), in the order of their keys. A key is the image's path below `root`.
 
-    Every mask is read once when the data set is made. Raises `UserError`, naming the file and the remedy, for missing
+    Every mask is read once when the data set is made. All such sets are called `folder`, so `mask_renderer` ends with a hash of
+    the test masks' names and pixel counts: neither another set nor a corrected one has the same manifests. Raises `UserError`, naming the file and the remedy, for missing
     folders, folders without images, masks without image or of another size, unreadable or colour index masks, and
     classes without a usable mask. Images without mask and empty masks are left out and listed.
 
@@ -68,7 +70,9 @@ class FolderDataset(FewShotDataset):
         ids = {name: 0 if index else class_id for class_id, name in enumerate(names, start=1)}
         self._files = MaskFiles({}, {}, index)
         self._first_mask: dict[int, str] = {}  # where each class was first seen
-        self._candidates = {part: self._add(pairs[part], ids) for part in parts}
+        self._counted: list[str] = []  # a line for each mask that may be tested
+        self._candidates = {part: self._add(part, pairs[part], ids) for part in parts}
+        self.mask_renderer += f"-{sha256_text(''.join(self._counted))[:12]}"
         self.class_names = self._index_names() if index else {class_id: name for name, class_id in ids.items()}
         self._check_classes()
 
@@ -88,7 +92,7 @@ class FolderDataset(FewShotDataset):
         """(H0, W0) uint8 {0, 1, 255}; all 0 where the image has no mask of the class."""
         return self._files.read_mask(key, class_id)
 
-    def _add(self, pairs: list[_Pair], ids: dict[str, int]) -> dict[int, list[str]]:
+    def _add(self, part: Path, pairs: list[_Pair], ids: dict[str, int]) -> dict[int, list[str]]:
         """Read all masks of a part, register the files, and return the candidates by class."""
         candidates: dict[int, list[str]] = defaultdict(list)
         empty: list[str] = []
@@ -98,6 +102,8 @@ class FolderDataset(FewShotDataset):
             self._files.images[key] = pair.image
             self._files.masks.setdefault(key, {})[ids[pair.class_name]] = pair.mask
             pixels = {c: n for c, n in enumerate(counts) if 0 < c < 255 and n > 0}
+            found = " ".join(f"{value}:{n}" for value, n in enumerate(counts.tolist()) if n)
+            self._counted += [f"{mask} {found}\n"] if part == self._parts["test"] else []
             if not pixels:
                 empty.append(mask)
             for value, n in pixels.items():

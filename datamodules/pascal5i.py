@@ -103,21 +103,48 @@ class PASCAL5iDataset(FewShotDataset):
         """All that are not novel; none in the transfer from COCO, where training happened on COCO."""
         return super().base_classes(fold) if self.class_partition == "contiguous" else ()
 
+    def saw_novel(self, fold: int, trained_on: str, trained_fold: int, trained_shot: int) -> bool:
+        """Also of a training on COCO-20i (`FROM_COCO`), and of one on PASCAL-5i itself for the transfer from COCO."""
+        if trained_on == "coco-20i":
+            return not set(self.novel_classes(fold)).issubset(FROM_COCO[trained_fold])
+        if trained_on == "pascal-5i":
+            held_out = novel_classes(sorted(self.class_names), trained_fold, self.n_folds, "contiguous")
+            return not set(self.novel_classes(fold)).issubset(held_out)
+        return False
+
     def candidates(self, class_id: int, split: Split) -> list[str]:
         """Keys of the images of a class: of a published list in its order, else those that pass the protocol's filter,
         by name (`bam-compat` training images in the order of the source list)."""
         published = self._published(split).get(class_id)
         if published is not None:
             return published
+        if split == "train" and self._published(split):  # not half published, half built
+            raise UserError(
+                f"{self._place}/trn list no training image of class {class_id}. Complete fold0.txt to fold3.txt."
+            )
         index = self._index(split)
         keys = [index.names[i] for i in np.flatnonzero(self._passes(index)[:, class_id])]
         return keys if self.protocol == "bam-compat" else sorted(keys)
 
     def ordered_pairs(self, fold: int) -> list[tuple[int, str]]:
-        """(class id, key) of the fold's list: a published one in its own order, else by name, then class."""
-        if fold in self._lists.folds and self.class_partition == "contiguous":
+        """(class id, key) of the fold's list: a published one in its own order, else by name, then class.
+
+        Raises `UserError` where published lists are given and lack the fold, or hold classes of another one.
+        """
+        if self._place is not None and self.class_partition == "contiguous":
             _ = self._published("test")
-            return list(self._lists.pairs(fold))
+            pairs = self._lists.pairs(fold)
+            wrong = sorted({c for c, _ in pairs} - set(self.novel_classes(fold)))
+            if wrong:
+                raise UserError(
+                    f"{self._lists.folds[fold].path} lists class {wrong[0]}, which fold {fold} of {self.name} does not test. "
+                    "Use lists that are named by their fold."
+                )
+            return list(pairs)
+        if self._place is not None:  # the classes of a fold are spread over all lists
+            absent = sorted(set(self.novel_classes(fold)) - self._published("test").keys())
+            if absent:
+                raise UserError(f"{self._place} lists no image of class {absent[0]}. Complete fold0.txt to fold3.txt.")
         return sorted(super().ordered_pairs(fold), key=lambda pair: (pair[1], pair[0]))
 
     def classes_in(self, key: str) -> tuple[int, ...]:

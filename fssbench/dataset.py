@@ -67,6 +67,16 @@ class FewShotDataset(ABC):
         novel = set(self.novel_classes(fold))
         return tuple(c for c in sorted(self.class_names) if c not in novel)
 
+    def saw_novel(self, fold: int, trained_on: str, trained_fold: int, trained_shot: int) -> bool:
+        """Whether a training on `trained_fold` of the data set named `trained_on`, with K = `trained_shot`, had masks of
+        classes that are novel in `fold` here. False for a set of which nothing is known here."""
+        if trained_on != self.name:
+            return False
+        if not 0 <= trained_fold < self.n_folds:
+            return True
+        seen = self.for_shot(trained_shot).base_classes(trained_fold)
+        return not set(seen).isdisjoint(self.novel_classes(fold))
+
     def label(self, class_id: int) -> str:
         """The class's label in canonical episode text: two-digit id unless the protocol says otherwise."""
         return f"{class_id:02d}"

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar, Literal, Self
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from fssbench.checkpoint import checkpoint_mismatch, class_path, plain, without
@@ -45,6 +46,9 @@ class Trainable(LightningModule, ABC):
         self.trained = not self.needs_checkpoint
         self.training_facts: dict[str, Any] = {}
         """How the loaded or just trained weights came about; empty for a training-free method."""
+        self.stopped_early = ""
+        """Where the loaded checkpoint was saved before its training reached its end: after how much of it. Of a checkpoint
+        that was selected that is the point, and nothing is said."""
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments of the Trainer that follow from this module's own settings, so that no user has to repeat them."""
@@ -125,7 +129,13 @@ class Trainable(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Remember how the weights are made, for the checkpoint and the record."""
-        self.training_facts = {"selection": "last", **self._data.training_facts(), **self._trainer_facts()}
+        self.training_facts = {"selection": self._selection(), **self._data.training_facts(), **self._trainer_facts()}
+
+    def _selection(self) -> str:
+        """`last`, or what the validation is where a ModelCheckpoint of the user's own keeps the best of its scores."""
+        kept = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        chosen = any((callback.monitor or "").startswith("val_") for callback in kept)
+        return str(getattr(self._data, "validation_label", "val-split")) if chosen else "last"
 
     def _trainer_facts(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -182,7 +192,20 @@ class Trainable(LightningModule, ABC):
         frozen = self.frozen_names()
         checkpoint["state_dict"].update({n: v for n, v in self.state_dict().items() if n in frozen})
         self.training_facts = facts["training"]
+        self.stopped_early = _stopped_early(checkpoint, self.training_facts)
         self.trained = True
+
+
+def _stopped_early(checkpoint: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """`3 of 20 epochs` where a checkpoint is not selected and neither of the training's two ends was reached, else empty."""
+    if facts.get("selection") != "last":
+        return ""
+    done = {"epochs": (int(checkpoint.get("epoch", -1)) + 1, facts.get("max_epochs")),
+            "steps": (int(checkpoint.get("global_step", 0)), facts.get("max_steps"))}  # fmt: skip
+    ends = {unit: (count, int(end)) for unit, (count, end) in done.items() if end not in (None, -1)}
+    if not ends or any(count >= end for count, end in ends.values()):
+        return ""
+    return " and ".join(f"{count} of {end} {unit}" for unit, (count, end) in ends.items())
 
 
 def _has_submodule(module: nn.Module, name: str) -> bool:

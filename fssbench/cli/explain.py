@@ -10,6 +10,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from fssbench.errors import UserError
 from fssbench.results.record import ResultRecord, counted_at, read_record
 from fssbench.results.statistics import intervals
 from fssbench.results.table import EpisodeRow, read_table, recompute
@@ -32,13 +33,16 @@ def run(verb: str, arguments: list[str]) -> int:
         options.record = below
     record = read_record(options.record)
     rows = read_table(options.record.with_suffix(".parquet"))
+    try:
+        recompute(record, rows)  # before a replay, too: it compares rows, and the record must be theirs
+    except UserError as error:
+        raise UserError(f"{options.record}: {error}") from error
     if verb == "replay":
         from fssbench.cli.replay import replay
 
         return replay(options.record, record, rows, rest)
     if rest:
         parser.error(f"unknown options: {' '.join(rest)}")
-    recompute(record, rows)
     print(explained(options.record, record, rows))
     return 0
 

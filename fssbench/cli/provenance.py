@@ -74,9 +74,12 @@ def method_config(method: FewShotMethod) -> dict[str, Any]:
     """What defines the method under test: its class, settings, and how it was trained, without what differs between folds
     and seeds."""
     recipe = {k: v for k, v in method.training_facts.items() if k not in PER_FOLD}
-    config = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
-    if _votes(data_of(method.trainer)):  # another experiment with the same method
+    config: dict[str, Any] = {"class": class_path(type(method)), "settings": method.settings(), "training": recipe}
+    data = data_of(method.trainer)
+    if _votes(data):  # another experiment with the same method
         config["kshot"] = "vote"
+    if data.other_image_size:  # another one, too
+        config["image_size"] = data.other_image_size
     return config
 
 
@@ -155,7 +158,7 @@ def _provenance(trainer: Trainer, method: FewShotMethod, config: dict[str, Any],
         image_lists={**candidate_hashes(data), **trained_on},
         network_input=(side, side),
         interpolation={"image": IMAGE_INTERPOLATION, "mask": MASK_INTERPOLATION, "logits": method.upsampling},
-        skipped=(*left_out(data.test_manifest), *data.dataset.skipped),
+        skipped=(*left_out(data.test_manifest), *data.dataset.skipped, *unfinished(method)),
         **manifest_facts(data.test_manifest),
         **python_facts(),
     )
@@ -178,6 +181,12 @@ def class_names(manifest: Manifest) -> dict[int, str]:
 def left_out(manifest: Manifest) -> list[str]:
     """A line for each class that has too few images."""
     return [f"class {name} left out: too few images" for name in manifest.header.left_out.values()]
+
+
+def unfinished(method: FewShotMethod) -> list[str]:
+    """A line where the checkpoint under test is of a training that had not ended; else nothing."""
+    early = method.stopped_early
+    return [f"the training of the checkpoint had not ended: {early}"] if early else []
 
 
 def manifest_facts(manifest: Manifest) -> dict[str, Any]:
@@ -223,14 +232,17 @@ def backbone_sha256(method: FewShotMethod) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that runs, with `+changes` where files differ from it; None for an installed wheel."""
+    """The commit of the source tree that runs, with `+changes` where its code differs from it (files that
+    git does not know included); None for an installed wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
         git = ["git", "-C", str(root)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        # results, runs and data that lie beside the code are no change of it; a new method is
+        code = ["--", "fssbench", "methods", "datamodules", "pyproject.toml"]
+        changed = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+changes" if changed.stdout.strip() else "")

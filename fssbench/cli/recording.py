@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fssbench import __version__
 from fssbench.checkpoint import completed, without
-from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record
+from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record, unfinished
 from fssbench.cli.tracking import log_record
 from fssbench.errors import UserError
 from fssbench.files import require_writable, write_text_whole
@@ -27,11 +27,13 @@ from fssbench.images import write_mask
 from fssbench.method import FewShotMethod
 from fssbench.metrics.square import Square
 from fssbench.protocols.profiles import is_base
-from fssbench.results.record import Key, counted_at, read_record
+from fssbench.results.record import Key, ResultRecord, counted_at, read_record
 from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow
 
 CONFIG_FILE, NOTE_FILE, CHECKPOINT_FILE = "config.yaml", "run.json", "last.ckpt"
+MASKS_FILE = "episodes.jsonl"
+"""The manifest beside predicted masks."""
 RUN_KEYS = ("ckpt_path", "run_dir", "results", "name", "verbose", "weights_only", "feature_cache", "feature_disk")
 """Config keys that say where things lie, not what is computed."""
 LOADING = ("data.init_args.num_workers", "data.init_args.image_memory")
@@ -94,26 +96,29 @@ class RunRecorder(SaveConfigCallback):
         self.began = time.time()
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
+        for line in unfinished(pl_module):
+            rank_zero_info(f"note: {line}")
         self.keys = self.make_keys(trainer, pl_module)
         self._claim(trainer)
         if self.cli_option("overwrite") != "always":
-            self._keep_existing()
+            self._keep_existing(trainer, pl_module)
         if trainer.is_global_zero:
             require_writable(self.store.root, "--results")
 
-    def _keep_existing(self) -> None:
-        """End the run where its result is there; refuse where another result has its place."""
+    def _keep_existing(self, trainer: Trainer, method: FewShotMethod) -> None:
+        """End the run where its result is there, with all that was asked for beside it; refuse where another result has its
+        place."""
         store = self.store
         existing = [key for key in self.keys.values() if store.path(key).exists()]
         for key in existing:
-            same = holds(store.path(key), key)
+            same = holds(store.path(key), key, method.arithmetic)
             if not same or self.cli_option("overwrite") == "never":
                 raise UserError(
-                    f"{store.path(key)} holds a result {'' if same else 'of other weights or episodes '}already. Use "
+                    f"{store.path(key)} holds a result {'' if same else 'of other weights, episodes or precision '}already. Use "
                     "--overwrite always to replace it, or --results FOLDER to keep both."
                 )
-        if len(existing) == len(self.keys):
-            path = store.path(self.keys[None])
+        path = store.path(self.keys[None])
+        if len(existing) == len(self.keys) and all(beside(path, o.name).is_file() for o in data_of(trainer).observers):
             raise AlreadyDone(f"kept: {path} holds this very result (--overwrite always runs it again)")
 
     def _claim(self, trainer: Trainer) -> None:
@@ -145,15 +150,23 @@ class RunRecorder(SaveConfigCallback):
             print("not all episodes were run, so no record is written", file=sys.stderr)
             return
         store = self.store
+        made = {
+            side: self._result(
+                trainer, pl_module, key, pl_module.episode_rows if side is None else pl_module.square_rows[side]
+            )
+            for side, key in self.keys.items()
+        }
+        kept = self._kept({side: record for side, (record, _) in made.items()})
+        if None not in kept:  # what lies beside a result that is replaced belongs to it
+            for old in store.path(key).parent.glob(f"{store.path(key).stem}.*.csv"):
+                old.unlink()
         for observer in data_of(trainer).observers:
             print("\n".join(observer.lines()))
-            write_text_whole(store.path(key).with_suffix(f".{observer.name}.csv"), observer.csv())
-        for side, key in self.keys.items():
-            if store.path(key).exists() and self.cli_option("overwrite") != "always":
-                continue  # the very same result, see on_test_start
-            found = pl_module.episode_rows if side is None else pl_module.square_rows[side]
-            rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in found]
-            record = result_record(trainer, pl_module, rows, key, self.cli.recorded_config(), self.began)
+            write_text_whole(beside(store.path(key), observer.name), observer.csv())
+        for side, (record, rows) in made.items():
+            if side in kept:
+                continue
+            key = record.key
             if side is not None:
                 scores = record.scores
                 print(
@@ -163,6 +176,28 @@ class RunRecorder(SaveConfigCallback):
             print(f"record: {path}")
             if side is None:
                 log_record(trainer.loggers, record, path)
+
+    def _kept(self, made: Mapping[Square | None, ResultRecord]) -> set[Square | None]:
+        """The sides whose result is in the store already; raises `UserError` where that has other counts than this run."""
+        kept: set[Square | None] = set()
+        for side, record in made.items():
+            path = self.store.path(record.key)
+            if self.cli_option("overwrite") == "always" or not path.exists():
+                continue
+            if read_record(path).scores != record.scores:
+                raise UserError(
+                    f"{path} holds a result of the same weights and episodes, but other counts than this run: one of the two was "
+                    "made elsewhere or from other data. --overwrite always replaces it, --results FOLDER keeps both."
+                )
+            kept.add(side)
+        return kept
+
+    def _result(
+        self, trainer: Trainer, method: FewShotMethod, key: Key, found: Iterable[Mapping[str, Any]]
+    ) -> tuple[ResultRecord, list[EpisodeRow]]:
+        """The record and the episode table of the rows that a method `found`."""
+        rows = [EpisodeRow(**{**row, "support_keys": tuple(row["support_keys"])}) for row in found]
+        return result_record(trainer, method, rows, key, self.cli.recorded_config(), self.began), rows
 
     @property
     def store(self) -> ResultStore:
@@ -188,8 +223,14 @@ class PredictionWriter(Callback):
         self.folder = folder
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Tell Lightning to keep no masks in memory."""
+        """Tell Lightning to keep no masks in memory; take away those of an earlier run: where this one is cut off, what lies
+        there must not pass for the masks of either."""
         trainer.predict_loop.return_predictions = False
+        pl_module.require_trained("predict")  # before anything is taken away
+        if trainer.is_global_zero:
+            for old in (self.folder / MASKS_FILE, *self.folder.glob("[0-9]" * 6 + ".png")):
+                old.unlink(missing_ok=True)
+        trainer.strategy.barrier()  # before another process writes its first mask
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -201,8 +242,8 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the manifest beside the masks, so that each file's episode is known."""
         if trainer.is_global_zero:
-            data_of(trainer).test_manifest.save(self.folder / "episodes.jsonl")
-            print(f"predictions: {self.folder} (mask N belongs to episode N of episodes.jsonl)")
+            data_of(trainer).test_manifest.save(self.folder / MASKS_FILE)
+            print(f"predictions: {self.folder} (mask N belongs to episode N of {MASKS_FILE})")
 
 
 def score_line(what: str, method: FewShotMethod) -> str:
@@ -243,9 +284,15 @@ def unfinished_run(
     return checkpoint
 
 
-def holds(path: Path, key: Key) -> bool:
-    """Whether a file of the store is a whole record of this very key."""
+def beside(path: Path, observer: str) -> Path:
+    """The file with an observer's numbers beside a record."""
+    return path.with_suffix(f".{observer}.csv")
+
+
+def holds(path: Path, key: Key, dtype: str) -> bool:
+    """Whether a file of the store is a whole record of this very key, computed in this precision."""
     try:
-        return read_record(path).key == key and path.with_suffix(".parquet").is_file()
+        record = read_record(path)
+        return record.key == key and record.provenance.dtype == dtype and path.with_suffix(".parquet").is_file()
     except UserError:
         return False

@@ -18,17 +18,20 @@ from fssbench.cli.running import drop_option, run_once
 from fssbench.errors import UserError
 from fssbench.files import sha256_file
 from fssbench.metrics.scores import COUNTS
-from fssbench.results.record import Key, ResultRecord
+from fssbench.results.record import VOCABULARY, Key, ResultRecord
 from fssbench.results.store import ResultStore
 from fssbench.results.table import EpisodeRow
 from fssbench.results.views import percent
 
 OURS = ("results", "run_dir", "name")
 """Config keys that say where the first run put things."""
+COMPARED = (*VOCABULARY, "class_partition", "supervision", "base_knowledge_at_test", "uses_text")
+"""Metadata by which a reader compares: where a record says something else than its own run, it was changed."""
 
 
 def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: list[str]) -> int:
-    """Run the record's configuration again, with `extra` options on top; 0 where all counts are identical, else 1.
+    """Run the record's configuration again, with `extra` options on top; 0 where all counts and what a reader
+    compares are identical, else 1.
 
     Raises `UserError` for the masks of another program, and for a checkpoint that is missing or another one.
     """
@@ -45,8 +48,14 @@ def replay(path: Path, record: ResultRecord, rows: Sequence[EpisodeRow], extra: 
         if status or rank_zero_only.rank:  # type: ignore[attr-defined]  # the first of several processes compares
             return status
         store = ResultStore(folder / "results")
-        (again,) = store.read_all().records
-        return report(record, rows, again, store.rows(again))
+        again = store.find(resolution=record.key.resolution)  # one run counts at several resolutions
+        if len(again) != 1:
+            made = ", ".join(found.key.resolution for found in store.read_all().records) or "none"
+            raise UserError(
+                f"{path}: the run made no record at resolution {record.key.resolution} (made: {made}). Replay without options "
+                "that shorten the test or change where pixels are counted."
+            )
+        return report(record, rows, again[0], store.rows(again[0]))
 
 
 def find_checkpoint(record: ResultRecord, extra: list[str]) -> Path | None:
@@ -86,18 +95,21 @@ def run_again(record: ResultRecord, extra: list[str], folder: Path) -> int:
 def report(
     record: ResultRecord, rows: Sequence[EpisodeRow], again: ResultRecord, rows_again: Sequence[EpisodeRow]
 ) -> int:
-    """Print what differs; 0 where no count does."""
+    """Print what differs; 0 where no count, no part of the key and no word of the metadata in `COMPARED` does."""
     now = {row.episode_id: row for row in rows_again}
     different = [row for row in rows if row.episode_id not in now or not _same(row, now[row.episode_id])]
     keys = [f.name for f in fields(Key) if getattr(record.key, f.name) != getattr(again.key, f.name)]
+    told = [name for name in COMPARED if getattr(record.metadata, name) != getattr(again.metadata, name)]
     scores = f"mIoU {percent(record.scores.miou)} then, {percent(again.scores.miou)} now"
-    if not different and not keys and len(rows) == len(now):
+    if not different and not keys and not told and len(rows) == len(now):
         print(f"identical: all counts of {len(rows)} episodes; {scores}")
         return 0
     counted = sum(getattr(row, name) != getattr(now.get(row.episode_id), name, None) for row in rows for name in COUNTS)
     print(f"different: {len(different)} of {len(rows)} episodes, {counted} counts; {scores}")
     if keys:
         print(f"  the key differs in {', '.join(keys)}: another experiment")
+    for name in told:
+        print(f"  metadata.{name}: {getattr(record.metadata, name)} then, {getattr(again.metadata, name)} now")
     for what, then, here in _circumstances(record, again):
         print(f"  {what}: {then} then, {here} now")
     for row in different[:5]:
@@ -118,7 +130,8 @@ def _counts(row: EpisodeRow | None) -> str:
 
 def _circumstances(then: ResultRecord, now: ResultRecord) -> list[tuple[str, str, str]]:
     """What differs around the two runs and may be the reason."""
-    names = ("code_version", "git_commit", "python", "device", "dtype", "processes", "backbone_sha256")
+    names = ("code_version", "git_commit", "python", "device", "dtype", "processes", "backbone_sha256",
+             "network_input", "mask_renderer", "image_filter")  # fmt: skip
     pairs = {name: (str(getattr(then.provenance, name)), str(getattr(now.provenance, name))) for name in names}
     libraries = sorted({*then.provenance.libraries, *now.provenance.libraries})
     pairs |= {

@@ -61,6 +61,11 @@ def run(verb: str, arguments: list[str]) -> int:
     options, data = parser.parse_known_args(arguments)
     path = options.manifest or options.predictions / "episodes.jsonl"
     manifest = load_manifest(path)
+    own = options.predictions / "episodes.jsonl"
+    if own.is_file() and load_manifest(own).sha256 != manifest.sha256:
+        raise UserError(
+            f"{options.predictions} holds masks of the episodes in {own}, not of those in {path}. Leave --manifest out."
+        )
     if not data:
         raise UserError("The true masks are needed: add --config data/NAME.yaml (and --data. options).")
     facts = metadata_facts(options.metadata)

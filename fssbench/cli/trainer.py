@@ -39,6 +39,8 @@ from fssbench.trainable import Trainable
 RUN_GROUP = "run"
 METRICS_FILE = CSVExperimentWriter.NAME_METRICS_FILE
 Overwrite = Literal["only-missing", "always", "never"]
+SEES_NOVEL = ("in-domain", "generalist")
+"""Tracks of methods that may have been trained on the tested classes: elsewhere, such a checkpoint is refused."""
 OTHER_WEIGHTS = ("64", "64-true", "16-true", "bf16-true")
 """Precisions in which Lightning converts the weights, and would convert a batch's masks and ids too."""
 RUN_OPTION_TYPES: dict[str, tuple[Any, Any]] = {
@@ -282,6 +284,11 @@ class FssbenchCLI(LightningCLI):
         if not isinstance(checkpoint, dict):
             raise UserError(f"{path} holds no checkpoint. {hint}")
         problem = self.model.checkpoint_problem(checkpoint.get("fssbench"))
+        if problem is None and isinstance(self.datamodule, EpisodicDataModule):
+            facts = checkpoint["fssbench"].get("training", {})
+            problem = self.datamodule.training_problem(facts, goes_on=self.subcommand == "fit")
+            if problem and self.subcommand != "fit" and self.model.metadata().get("track") in SEES_NOVEL:
+                problem = None
         if problem:
             raise UserError(f"{path}: {problem}")
 

@@ -18,7 +18,7 @@ from fssbench.results.published import FILE as PUBLISHED_FILE
 from fssbench.results.record import SCHEMA_VERSION
 from fssbench.results.store import Damaged, File, ResultStore
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the kept board; raised with every change of `Table`, `Row` or of how they are computed."""
 KEPT_RECORDS = 2000
 """Boards of more records are not kept: reading them would take as long as making them from the index."""

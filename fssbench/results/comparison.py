@@ -113,7 +113,8 @@ def compare(a: Sequence[Result], b: Sequence[Result], episodes: int = 10) -> lis
     episodes   how many of the most different episodes to list
 
     Raises:
-        UserError: a side has several results for a fold and shot, or there is not one shared episode.
+        UserError: a side has several results for a fold and shot, its folds are of several experiments, or there is not
+            one shared episode.
     """
     left, right = _by_place(a, "A"), _by_place(b, "B")
     places = sorted(left.keys() & right.keys())
@@ -129,11 +130,30 @@ def compare(a: Sequence[Result], b: Sequence[Result], episodes: int = 10) -> lis
             "A and B have no episode in common: they need results on the same data set, fold and number of supports, with "
             "the same episodes. `fssbench leaderboard` shows what there is."
         )
-    names = _name(a[0][0]), _name(b[0][0])
-    n_folds = max(record.metadata.n_folds for record, _ in (*a, *b))
-    return [
-        _comparison(group, names, found, left_out[group], n_folds, episodes) for group, found in sorted(cells.items())
-    ]
+    compared = []
+    for group, found in sorted(cells.items()):
+        mine, theirs = ([side[place][0] for place in places if place[:3] == group] for side in (left, right))
+        names = _one_name(mine, "A"), _one_name(theirs, "B")
+        n_folds = max(record.metadata.n_folds for record in (*mine, *theirs))
+        compared.append(_comparison(group, names, found, left_out[group], n_folds, episodes))
+    return compared
+
+
+def _one_name(records: Sequence[ResultRecord], side: str) -> str:
+    """What a side's results are of. A mean over folds must be of one experiment; another number of supports may have a
+    configuration of its own.
+
+    Raises `UserError` where the folds are of several.
+    """
+    for shot in {record.key.shot for record in records}:
+        mixed = sorted({(_name(r), r.key.seed) for r in records if r.key.shot == shot})
+        if len(mixed) > 1:
+            found = ", ".join(f"{name} seed {seed}" for name, seed in mixed)
+            raise UserError(
+                f"{side} mixes folds of several experiments at {shot}-shot ({found}): name one configuration (METHOD@HASH), one "
+                "--seed, or the records themselves."
+            )
+    return ", ".join(sorted({_name(record) for record in records}))
 
 
 def _by_place(results: Iterable[Result], side: str) -> dict[tuple[str, str, str, int, int], Result]:

@@ -49,7 +49,8 @@ class MeanTable:
 
 
 def over_draws(tables: Iterable[Table]) -> list[MeanTable]:
-    """The means over draws that the tables give; none where a draw is missing or was tested on several manifests."""
+    """The means over draws that the tables give; none where a draw is missing or was tested on several manifests, and none of
+    a row whose draws differ in weights, metadata or number of episodes."""
     groups: dict[tuple[str, ...], dict[str, list[Table]]] = defaultdict(lambda: defaultdict(list))
     for table in tables:
         protocol = next((name for name, draws in DRAWS.items() if table.protocol in draws), None)
@@ -72,8 +73,20 @@ def _rows(tables: list[Table]) -> tuple[MeanRow, ...]:
         for row in table.rows:
             if row.miou is not None:
                 by_method[row.method, row.config_hash, row.seed].append(row)
-    whole = [_mean_row(rows) for rows in by_method.values() if len(rows) == len(tables)]
+    whole = [_mean_row(rows) for rows in by_method.values() if len(rows) == len(tables) and _alike(rows)]
     return tuple(sorted(whole, key=lambda row: (-row.miou, row.method, row.config_hash, row.seed)))
+
+
+def _alike(rows: list[Row]) -> bool:
+    """Whether the draws tested the same weights, on equally many episodes of every fold: else their mean is of nothing."""
+    return all(
+        row.weights == rows[0].weights and _episodes(row) == _episodes(rows[0]) and row.metadata == rows[0].metadata
+        for row in rows
+    )
+
+
+def _episodes(row: Row) -> list[tuple[int, int]]:
+    return [(part.fold, sum(part.episodes)) for part in row.classes]
 
 
 def _mean_row(rows: list[Row]) -> MeanRow:

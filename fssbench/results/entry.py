@@ -31,11 +31,14 @@ class Entry:
     class_names: tuple[str, ...]
     class_ious: tuple[float, ...]
     class_episodes: tuple[int, ...]
+    class_pixels: tuple[int, ...]
+    """Pixels that were counted in the class's episodes: the same for every method that was scored on the same masks."""
     parameters: int | None
     trained_parameters: int | None
     seconds_per_episode: float | None
     peak_memory: int | None
     device: str
+    dtype: str
     origin: str
     finished: str
     metadata: Metadata
@@ -56,8 +59,10 @@ class Entry:
             class_names=tuple([score.name for score in scores]),
             class_ious=tuple([score.iou for score in scores]),
             class_episodes=tuple([score.episodes for score in scores]),
+            class_pixels=tuple([score.fg_union + score.bg_intersection for score in scores]),
             **vars(record.cost),
             device=record.provenance.device,
+            dtype=record.provenance.dtype,
             origin=record.provenance.origin,
             finished=record.provenance.finished,
             metadata=record.metadata,

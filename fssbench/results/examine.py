@@ -33,7 +33,7 @@ BATCH = 2000
 """Results read at once: bounds the memory, and the work that one damaged file makes."""
 SHARE = 4000
 """Results that are worth a process of their own: it takes about a second to start."""
-SHARED = ("class_ids", "class_names", "class_episodes", "metadata")
+SHARED = ("class_ids", "class_names", "class_episodes", "class_pixels", "metadata")
 """Fields of `Entry` that many results have alike: JSON texts in the frame, so that each of them is read once."""
 
 

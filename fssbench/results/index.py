@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fssbench.results.statistics import Samples
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the index files; those of another version are made anew. Raised when a statistic is computed otherwise."""
 
 

@@ -3,7 +3,7 @@
 A row is one experiment over all folds of a data set. Its records agree in every part of the key but three:
 - the fold, which tells them apart;
 - the manifest, which holds the episodes of one fold. Rows of one table must have used the same manifest on every fold;
-  otherwise the table is split;
+  otherwise the table is split, as it is where they counted other numbers of pixels: then their data or masks differ;
 - the weights, which differ where a method is trained per fold. See `_weights_problem` for what must hold instead.
 Their metadata must agree as well: a mean over a fold selected on its test set and one that was not is no single number.
 
@@ -126,7 +126,9 @@ class Table(Checked):
     manifests: dict[int, str]
     """Fold -> SHA-256 of the manifest that every row of the table used."""
     manifest_id: str
-    """Short name of `manifests`: equal for equal sets."""
+    """Short name of `manifests` (and of `truth`): equal for equal sets."""
+    truth: str
+    """What is counted here, where another table has the same manifests and counts something else; else empty."""
     rows: tuple[Row, ...]
     reported: tuple[Published, ...]
     """Numbers that others published for this data set, shot and track; under other protocols, so never ranked."""
@@ -164,7 +166,10 @@ def board(
     for values, every in sorted(grouped.items(), key=itemgetter(0)):
         common = dict(zip((*_TABLE_KEYS, "track"), values, strict=True))
         its_judge = judge if judged is None or judged(common) else None
-        tables += [_table(common, manifests, drafts, its_judge) for manifests, drafts in _comparable(every)]
+        parts = _comparable(every)
+        for tested, drafts in parts:
+            others = [other for other, _ in parts if other is not tested]
+            tables.append(_table(common, tested, drafts, its_judge, _truth(tested, others)))
     return tables
 
 
@@ -252,6 +257,9 @@ def _problem(by_fold: Mapping[int, list[Entry]], single: Mapping[int, Entry], n_
         for field in fields(Metadata):
             if any(getattr(e.metadata, field.name) != getattr(entries[0].metadata, field.name) for e in entries):
                 return f"folds differ in {field.name}"
+    precisions = sorted({entry.dtype for entry in entries})
+    if len(precisions) > 1:
+        return f"folds differ in precision ({', '.join(precisions)})"
     return _weights_problem(entries)
 
 
@@ -275,35 +283,64 @@ def _weights_problem(entries: list[Entry]) -> str:
     return ""
 
 
-def _comparable(drafts: list[_Draft]) -> list[tuple[dict[int, str], list[_Draft]]]:
-    """Split rows so that every part used one manifest per fold.
+class _Tested(NamedTuple):
+    """What a result was scored on."""
+
+    manifest_sha256: str
+    pixels: tuple[int, ...]
+    """Counted pixels of each class: another number means other images or masks."""
+
+
+def _comparable(drafts: list[_Draft]) -> list[tuple[dict[int, _Tested], list[_Draft]]]:
+    """Split rows so that every part used one manifest per fold, and counted as many pixels of every class.
 
     Complete rows make the parts; an incomplete row joins the largest part that it does not contradict.
     """
-    parts: list[tuple[dict[int, str], list[_Draft]]] = []
-    for draft in sorted(drafts, key=lambda d: (-len(d.row.manifests), sorted(d.row.manifests.items()), _order(d))):
-        own = draft.row.manifests
-        fitting = [part for part in parts if all(part[0].get(fold, sha256) == sha256 for fold, sha256 in own.items())]
+    parts: list[tuple[dict[int, _Tested], list[_Draft]]] = []
+    for draft in sorted(drafts, key=lambda d: (-len(d.single), sorted(_tested(d).items()), _order(d))):
+        own = _tested(draft)
+        fitting = [part for part in parts if all(part[0].get(fold, tested) == tested for fold, tested in own.items())]
         if fitting:
-            manifests, members = max(fitting, key=lambda part: len(part[1]))
-            manifests.update(own)
+            tested, members = max(fitting, key=lambda part: len(part[1]))
+            tested.update(own)
             members.append(draft)
         else:
             parts.append((dict(own), [draft]))
     return parts
 
 
-def _table(group: dict[str, Any], manifests: dict[int, str], drafts: list[_Draft], judge: Judge | None) -> Table:
+def _tested(draft: _Draft) -> dict[int, _Tested]:
+    return {fold: _Tested(entry.manifest_sha256, entry.class_pixels) for fold, entry in draft.single.items()}
+
+
+def _truth(tested: Mapping[int, _Tested], others: Iterable[Mapping[int, _Tested]]) -> str:
+    """`Table.truth` of a part beside the other parts."""
+    twins = (
+        fold in other and other[fold].manifest_sha256 == own.manifest_sha256 and other[fold].pixels != own.pixels
+        for other in others
+        for fold, own in tested.items()
+    )
+    pixels = sum(sum(own.pixels) for own in tested.values())
+    return (
+        f"{pixels} pixels counted, unlike another table of these manifests: other images or masks" if any(twins) else ""
+    )
+
+
+def _table(
+    group: dict[str, Any], tested: Mapping[int, _Tested], drafts: list[_Draft], judge: Judge | None, truth: str
+) -> Table:
     n_folds = max(len(d.row.fold_miou) for d in drafts)
     ranked = sorted((d for d in drafts if d.row.miou is not None), key=lambda d: (-(d.row.miou or 0.0), _order(d)))
     others = sorted((d for d in drafts if d.row.miou is None), key=_order)
     rows = _judged(ranked, others, judge) if judge else _by_mean(ranked, others)
-    manifests = dict(sorted(manifests.items()))
+    manifests = {fold: tested[fold].manifest_sha256 for fold in sorted(tested)}
+    lines = [*(f"{fold} {sha256}" for fold, sha256 in manifests.items()), *([truth] if truth else [])]
     return Table(
         **group,
         n_folds=n_folds,
         manifests=manifests,
-        manifest_id=sha256_text("\n".join(f"{fold} {sha256}" for fold, sha256 in manifests.items()))[:8],
+        manifest_id=sha256_text("\n".join(lines))[:8],
+        truth=truth,
         rows=tuple(rows),
         reported=published(group["dataset"], group["shot"], group["track"]),
     )

@@ -52,7 +52,7 @@ def title(table: Table) -> str:
     """What a table's rows have in common, in one line."""
     return (
         f"{table.dataset}, {table.protocol} v{table.protocol_version}, {table.shot}-shot, scored at {counted_at(table.resolution)}, "
-        f"track {table.track}, manifests {table.manifest_id}"
+        f"track {table.track}, manifests {table.manifest_id}{f' ({table.truth})' if table.truth else ''}"
     )
 
 

@@ -176,3 +176,42 @@ def test_two_methods_are_compared_by_name_record_or_folder(here: Path, capsys: O
     out, err = capsys.readouterr()
     assert f"fssbench: left out {damaged}: " in err
     assert "1 of 2 folds are not shared" in out
+
+
+ANY = ["--model", "tests.toy.FreeMethod", "--data", "tests.toy.AnyProtocol", *QUIET]
+
+
+def test_a_run_that_counts_at_several_resolutions_is_replayed_at_each(here: Path, capsys: Output) -> None:
+    assert main(["test", *ANY, "--data.protocol", "hsnet-compat", "--data.episodes", "8"]) == 0
+    paths = sorted(Path("results").rglob("fold*.json"))
+    assert len(paths) == 2
+    for path in paths:
+        capsys.readouterr()
+        assert main(["replay", str(path)]) == 0
+        assert capsys.readouterr().out.startswith("identical: all counts of 8 episodes; mIoU ")
+
+
+def test_a_replay_that_makes_no_record_says_so(here: Path, capsys: Output) -> None:
+    assert main(["test", *FREE]) == 0
+    capsys.readouterr()
+    assert main(["replay", str(only_record()), "--trainer.limit_test_batches", "2"]) == 2
+    assert "the run made no record at resolution original (made: none)" in capsys.readouterr().err
+
+
+def test_a_record_that_was_edited_is_not_identical(here: Path, capsys: Output) -> None:
+    """Better counts in the record alone, consistent in themselves; and a track that the method does not have."""
+    assert main(["test", *FREE]) == 0
+    path = only_record()
+    content = path.read_text()
+    store = ResultStore("results")
+    (record,) = store.read_all().records
+    rows = store.rows(record)
+    rows[2] = replace(rows[2], fg_intersection=rows[2].fg_union, fg_target=None)
+    names = {c: score.name for c, score in record.scores.class_iou.items()}
+    path.write_text(replace(record, scores=scores_from(rows, names)).to_text())
+    assert "one is of another run" in error_line(capsys, ["replay", str(path)])
+    path.write_text(content.replace('"track": "unknown"', '"track": "strict"'))
+    assert main(["replay", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("different: 0 of 16 episodes, 0 counts")
+    assert "metadata.track: strict then, unknown now" in out

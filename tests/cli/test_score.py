@@ -19,7 +19,7 @@ from fssbench.images import write_mask
 from fssbench.protocols.manifest import load_manifest
 from fssbench.results.record import ResultRecord
 from fssbench.results.store import ResultStore
-from tests.cli.run import FREE, error_line
+from tests.cli.run import FREE, TRAINED, error_line
 from tests.toy import Toy
 
 Output = pytest.CaptureFixture[str]
@@ -213,3 +213,36 @@ def test_export_refuses_half_a_request(manifest: Path, capsys: Output) -> None:
     assert "--masks needs the data" in error_line(capsys, ["episodes", "export", str(manifest), "--masks", "m"])
     line = error_line(capsys, ["episodes", "export", str(manifest), "--out", str(manifest)])
     assert "is the manifest itself" in line
+
+
+def test_masks_are_not_counted_on_the_episodes_of_another_manifest(predicted: Path, capsys: Output) -> None:
+    """All images of a set may have one size: nothing else would tell."""
+    other = ["episodes", "build", *DATA, "--data.manifest_seed", "1", "--out", "other.jsonl"]
+    assert main(other) == 0
+    assert "holds masks of the episodes in" in error_line(capsys, [*SCORE, "--manifest", "other.jsonl"])
+    shutil.copy(predicted / "episodes.jsonl", "same.jsonl")
+    assert main([*SCORE, "--manifest", "same.jsonl"]) == 0
+
+
+def test_a_prediction_that_is_cut_off_leaves_no_masks_of_an_earlier_one(
+    predicted: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fssbench.cli.recording import PredictionWriter
+
+    write = PredictionWriter.on_predict_batch_end
+
+    def stop(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, number: int, *rest: Any) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, trainer, module, outputs, batch, number, *rest)
+
+    monkeypatch.setattr(PredictionWriter, "on_predict_batch_end", stop)
+    assert main(["predict", *FREE, "--model.bias", "9"]) == 130
+    assert not (predicted / "episodes.jsonl").exists()
+    assert len(list(predicted.glob("*.png"))) == 2
+
+
+def test_a_prediction_that_is_refused_takes_nothing_away(predicted: Path, capsys: Output) -> None:
+    assert "no trained weights" in error_line(capsys, ["predict", *TRAINED, "--run_dir", str(predicted.parent)])
+    assert (predicted / "episodes.jsonl").exists()
+    assert len(list(predicted.glob("*.png"))) == 16

@@ -46,3 +46,11 @@ def test_only_novel_looks_at_the_test_episodes() -> None:
     novel = Toy(image_size=8, selection="novel")
     assert novel.val_manifest == novel.test_manifest
     assert Toy(image_size=8, selection="base").val_manifest.class_ids == (1, 3, 5, 7)
+
+
+@pytest.mark.parametrize(("selection", "label"), [("novel", "best-on-test (legacy)"), ("last", "base-selected")])
+def test_a_checkpoint_callback_of_ones_own_is_a_selection_too(here: Path, selection: str, label: str) -> None:
+    own = "{class_path: ModelCheckpoint, init_args: {monitor: val_miou, mode: max, dirpath: own, filename: best}}"
+    arguments = ["fit", *TRAINED, *SHORT, "--data.selection", selection, "--trainer.callbacks", f"[{own}]"]
+    assert main(arguments) == 0
+    assert torch.load("own/best.ckpt", weights_only=True)["fssbench"]["training"]["selection"] == label

@@ -10,6 +10,7 @@ import pytest
 
 from datamodules.coco20i import COCO20iDataset
 from fssbench.errors import UserError
+from fssbench.protocols.manifest import build_manifest
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -60,3 +61,14 @@ def test_compat_protocols_need_lists(official_coco: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no lists"):
         COCO20iDataset(official_coco, protocol="hsnet-compat", lists=tmp_path / "empty")
+
+
+def test_a_fold_that_the_published_lists_lack_is_not_made_up(official_coco: Path, tmp_path: Path) -> None:
+    """The images of another fold would be chosen by size and by name: no episode of `hsnet-compat`."""
+    clean = COCO20iDataset(official_coco)
+    lists = {c - 1: clean.candidates(c, "test") for c in (1, 5)}
+    (tmp_path / "fold0.pkl").write_bytes(pickle.dumps(lists))
+    data = COCO20iDataset(official_coco, protocol="hsnet-compat", lists=tmp_path)
+    assert data.ordered_pairs(0)
+    with pytest.raises(UserError, match=r"The lists hold folds \[0\], not fold 1"):
+        build_manifest(data, 1, 1, protocol="hsnet-compat")

@@ -134,6 +134,27 @@ def test_published_lists_are_taken_as_they_are(official: Path, tmp_path: Path) -
         data.candidates(1, "train")
 
 
+def test_a_fold_that_the_published_lists_lack_is_not_made_up(official: Path, tmp_path: Path) -> None:
+    built = PASCAL5iDataset(official, protocol="hsnet-compat")
+    (tmp_path / "fold0.txt").write_text(hsnet_text(built.ordered_pairs(0)))
+    data = PASCAL5iDataset(official, protocol="hsnet-compat", lists=tmp_path)
+    assert build_manifest(data, 0, 1, protocol="hsnet-compat").episodes
+    with pytest.raises(UserError, match=r"The lists hold folds \[0\], not fold 1"):
+        build_manifest(data, 1, 1, protocol="hsnet-compat")
+    transfer = PASCAL5iDataset(official, protocol="hsnet-compat", lists=tmp_path, partition="coco-20i")
+    with pytest.raises(UserError, match="lists no image of class 9"):
+        build_manifest(transfer, 0, 1, protocol="hsnet-compat")
+    (tmp_path / "fold0.txt").write_text(hsnet_text([*built.ordered_pairs(0), *built.ordered_pairs(1)]))
+    data = PASCAL5iDataset(official, protocol="hsnet-compat", lists=tmp_path)
+    with pytest.raises(UserError, match="lists class 6, which fold 0 of pascal-5i does not test"):
+        build_manifest(data, 0, 1, protocol="hsnet-compat")
+    (tmp_path / "trn").mkdir()
+    (tmp_path / "trn" / "fold1.txt").write_text("2009_006000__06\n")
+    data = PASCAL5iDataset(official, protocol="hsnet-compat", lists=tmp_path)
+    with pytest.raises(UserError, match="list no training image of class 1"):
+        training_lists(data, 3, "keep-as-background")
+
+
 def test_drop_image_leaves_out_every_novel_pixel(official: Path) -> None:
     data = PASCAL5iDataset(official, protocol="bam-compat")
     kept, dropped = (training_lists(data, 1, policy) for policy in ("keep-as-background", "drop-image"))

@@ -118,3 +118,25 @@ def test_nothing_in_common_and_too_much_are_refused() -> None:
         compare([_result()], [_result(rows=[replace(r, query_key=r.query_key + "x") for r in make_rows()])])
     with pytest.raises(UserError, match="B has several results on pascal-5i fold 0, 1-shot.*--seed"):
         compare([_result()], [_result(), _result(seed=1)])
+
+
+def test_folds_of_several_experiments_are_no_method() -> None:
+    """Fold 0 of one configuration and folds 1 to 3 of another make no mean, although no fold is there twice."""
+    mixed = [_result(1, method_config={"class": "x"}), *_folds("prototype", 0)[1:]]
+    with pytest.raises(UserError, match=r"B mixes folds of several experiments at 1-shot \(prototype@.*, prototype@"):
+        compare(_folds("prototype", 0), mixed)
+    with pytest.raises(UserError, match="A mixes folds .*seed 0, .*seed 1"):
+        compare([_result(1, seed=1), *_folds("prototype", 0)[1:]], _folds("b", 0))
+
+
+def test_a_model_of_its_own_for_five_shots_is_one_method() -> None:
+    a = _folds("a", 0) + _folds("a", 5, shot=5, method_config={"shot": 5})
+    (found,) = compare(a, _folds("b", 1) + _folds("b", 9, shot=5))
+    assert found.a.startswith("a@")
+    assert ", a@" in found.a
+    assert len(found.by_shot) == 2
+
+
+def test_folds_are_counted_for_each_data_set() -> None:
+    sets = [[*_folds(name, 0), _result(0, method=name, dataset="fss-1000", n_folds=1)] for name in ("a", "b")]
+    assert {(c.dataset, c.n_folds) for c in compare(*sets)} == {("fss-1000", 1), ("pascal-5i", 4)}

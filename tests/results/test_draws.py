@@ -52,3 +52,20 @@ def test_shots_resolutions_and_tracks_have_means_of_their_own() -> None:
     )
     assert sorted(row.method for table in found for row in table.rows) == ["a", "b", "c", "d"]
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights_sha256": "a" * 64},  # the best checkpoint for each draw
+        {"rows": make_rows()[:3]},  # a shorter test
+        {"supervision": "boxes"},
+    ],
+    ids=["weights", "episodes", "metadata"],
+)
+def test_draws_of_other_experiments_have_no_mean(changes: dict[str, Any]) -> None:
+    first = {"method": "a", "protocol": f"bam-compat.s{BAM_SEEDS[0]}", "n_folds": 2, "rows": make_rows()} | changes
+    odd = [make_record(**first.copy(), fold=fold, manifest_sha256=f"{fold}0" * 32) for fold in (0, 1)]
+    tables = board([*odd, *(record for record in draws("a") if record.key.protocol != first["protocol"])])
+    assert sum(row.miou is not None for table in tables for row in table.rows) == 5
+    assert over_draws(tables) == []

@@ -132,6 +132,21 @@ def test_other_manifests_are_never_ranked_together() -> None:
             assert all(row.manifests.items() <= table.manifests.items() for row in table.rows)
 
 
+def test_other_pixels_of_the_same_episodes_are_never_ranked_together() -> None:
+    """The manifests agree, but one folder of images and masks was scaled down: fewer pixels were counted."""
+    small = [replace(row, bg_intersection=400, bg_union=500 - row.fg_intersection) for row in make_rows()]
+    odd = [make_record(small, method="small"), *_folds("small", folds=(1, 2, 3))]
+    tables = board(_folds("one") + _folds("two") + odd)
+    assert sorted([row.method for row in table.rows] for table in tables) == [["one", "two"], ["small"]]
+    assert len({table.manifest_id for table in tables}) == 2
+    (one, two) = tables
+    assert one.manifests == two.manifests
+    assert {t.truth.split(",")[0] for t in tables} == {"16000 pixels counted", "14000 pixels counted"}
+    assert render(tables).count("unlike another table of these manifests") == 2
+    (alone,) = board(_folds("one") + _folds("two"))
+    assert alone.truth == ""
+
+
 def test_the_board_does_not_depend_on_the_order_of_records() -> None:
     records = _folds("one", folds=(0, 1)) + _folds("two", folds=(2, 3), seed=1)
     boards = [board(order) for order in itertools.permutations(records)]
@@ -161,6 +176,12 @@ def test_weights_must_belong_together(weights: list[str | None], changes: dict[s
     assert row.note == note
     assert (row.rank is None) == bool(note)
     assert (row.miou is None) == bool(note)
+
+
+def test_precision_must_agree_between_folds() -> None:
+    row = _only_row([*_folds("comp", folds=(0, 1, 2)), *_folds("comp", folds=(3,), dtype="bf16-mixed")])
+    assert (row.rank, row.miou) == (None, None)
+    assert row.note == "folds differ in precision (bf16-mixed, float32)"
 
 
 def test_metadata_must_agree_between_folds() -> None:
