@@ -71,7 +71,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         selection: what `fit` selects on, besides `last.ckpt`: nothing (`last`), `base` (also `best.ckpt`, by validation on
             base classes, or on the set's own validation classes), or `novel` (on the test episodes: only to reproduce
             numbers that were selected on them). Records say which it was.
-        small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
+        small_classes: a novel class with fewer than K+1 images, or with none of a compat protocol's own number of episodes,
+            is an `error`, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
 
@@ -245,8 +246,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
             if header.left_out:
                 rank_zero_info(
                     f"{self.dataset.name} fold {self.fold}: {len(header.left_out)} of "
-                    f"{len(header.left_out) + len(header.classes)} classes have fewer than {self.shot + 1} images and "
-                    f"are left out: {', '.join(header.left_out.values())}"
+                    f"{len(header.left_out) + len(header.classes)} classes are left out ({header.why_left_out}): "
+                    f"{', '.join(header.left_out.values())}"
                 )
         skipped = getattr(self.dataset, "skipped", [])
         if skipped:

@@ -57,11 +57,16 @@ class ManifestHeader:
     classes: dict[str, str]
     """Class id -> name of every class that has episodes."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Class id -> name of classes with too few images, left out on request."""
+    """Class id -> name of novel classes without episodes."""
     episodes_sha256: str = ""
     """SHA-256 of the canonical episode text (protocols.md 2.3), comparable across code bases."""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    @property
+    def why_left_out(self) -> str:
+        """What the classes in `left_out` lack, in words."""
+        return f"fewer than {self.shot + 1} images" if profile_of(self.protocol).name == clean_v1.NAME else "no episode"
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,11 @@ def build_manifest(
     seed                None = the protocol's own
     episodes_per_class  `clean-v1` only; None = the data set's own number
     classes             `novel` for testing; `base` (`clean-v1` only) for honest validation during training
-    small_classes       `clean-v1`: a class with fewer than K + 1 candidates is an `error`, or is left out and listed in
-                        the header
+    small_classes       a class with fewer than K + 1 candidates (`clean-v1`), or that is in none of the protocol's own
+                        number of episodes (compat protocols), is an `error`, or is left out and listed in the header
     protocol            a name in `PROFILES`
-    episodes            compat protocols only: episodes of the fold; None = the protocol's own number
+    episodes            compat protocols only: episodes of the fold; None = the protocol's own number. Classes that are in
+                        none of so many are listed in the header
 
     Raises `UserError` for an unknown fold or protocol, a bad number, or too small a class.
     """
@@ -177,8 +183,10 @@ def build_manifest(
     else:
         if episodes_per_class is not None or classes == "base":
             raise UserError(f"{profile.name} does not draw per class: give episodes, not episodes_per_class.")
-        per_class, left_out = 0, []
+        per_class = 0
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
+        strict = episodes is None and small_classes == "error"
+        left_out = _without_episodes(dataset, fold, drawn, profile.name, strict)
     if not drawn:
         raise TooFewImages(
             f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs. Use fewer "
@@ -197,11 +205,29 @@ def build_manifest(
         split="test",
         image_filter=dataset.image_filter,
         mask_renderer=dataset.mask_renderer,
-        classes={str(c): dataset.class_names[c] for c in sorted(used, key=dataset.label)},
+        classes={str(c): dataset.class_names[c] for c in draw.in_order(dataset, used)},
         left_out={str(c): dataset.class_names[c] for c in left_out},
         episodes_sha256=sha256_text(canonical_text(dataset, drawn)),
     )
     return Manifest(header, tuple(drawn))
+
+
+def _without_episodes(
+    dataset: FewShotDataset, fold: int, drawn: list[Episode], protocol: str, strict: bool
+) -> list[int]:
+    """Novel classes that are in no episode, ascending: `bam-compat` goes through the images in the order of their list, and
+    the first 1000 of COCO-20i's fold 2 hold no hair drier (protocols.md section 0, item 6).
+
+    Raises `UserError` for them where `strict` is set: an mIoU over the other classes is not comparable.
+    """
+    missing = sorted(set(dataset.novel_classes(fold)) - {episode.class_id for episode in drawn})
+    if missing and strict:
+        raise UserError(
+            f"None of the {len(drawn)} episodes that {protocol} draws on {dataset.name} fold {fold} is of class "
+            f"{dataset.label(missing[0])} ({dataset.class_names[missing[0]]}), so it would have no IoU (released codes count it "
+            "as 0). Draw more with data.episodes, or leave such classes out with data.small_classes=leave-out."
+        )
+    return missing
 
 
 def load_manifest(path: str | Path) -> Manifest:
