@@ -70,7 +70,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         selection: what `fit` selects on, besides `last.ckpt`: nothing (`last`), `base` (also `best.ckpt`, by validation on
             base classes, or on the set's own validation classes), or `novel` (on the test episodes: only to reproduce
             numbers that were selected on them). Records say which it was.
-        small_classes: a novel class with fewer than K+1 images is an `error`, or `leave-out` (listed in the record).
+        small_classes: a novel class with fewer than K+1 images, or with none of a compat protocol's own number of episodes,
+            is an `error` in a test, or `leave-out` (listed in the record).
         image_memory: MiB for decoded images that later episodes use again, shared by the loader processes; 0 = off.
     """
 
@@ -212,6 +213,21 @@ class EpisodicDataModule(LightningDataModule, ABC):
             small_classes=self.small_classes, protocol=self.protocol, episodes=self.episodes,
         )  # fmt: skip
 
+    def refuse_missing_classes(self) -> None:
+        """Raise `UserError` where a full test would be silent about a novel class, because its protocol draws no episode of
+        it: `bam-compat` takes the first 1000 images of a list, and COCO-20i's fold 2 has no hair drier there (protocols.md
+        section 0, item 6)."""
+        header = self.test_manifest.header
+        if self.episodes is not None or self.manifest_path is not None or self.small_classes != "error":
+            return
+        if header.left_out:
+            name = next(iter(header.left_out.values()))
+            raise UserError(
+                f"None of the {header.episodes} episodes that {self.protocol} draws on {self.dataset.name} fold {self.fold} is of "
+                f"class {name}, so it would have no IoU (released codes count it as 0). Draw more with data.episodes, or leave "
+                "such classes out with data.small_classes leave-out."
+            )
+
     @cached_property
     def training_classes(self) -> dict[int, list[str]]:
         """Base class -> its training images, for the classes that have at least K+1."""
@@ -276,11 +292,13 @@ class EpisodicDataModule(LightningDataModule, ABC):
             _ = self.val_manifest
         else:
             header = self.test_manifest.header
+            if stage == "test":
+                self.refuse_missing_classes()
             if header.left_out:
                 rank_zero_info(
                     f"{self.dataset.name} fold {self.fold}: {len(header.left_out)} of "
-                    f"{len(header.left_out) + len(header.classes)} classes have fewer than {self.shot + 1} images and "
-                    f"are left out: {', '.join(header.left_out.values())}"
+                    f"{len(header.left_out) + len(header.classes)} classes are left out ({header.why_left_out}): "
+                    f"{', '.join(header.left_out.values())}"
                 )
         skipped = getattr(self.dataset, "skipped", [])
         if skipped:

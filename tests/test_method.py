@@ -61,6 +61,18 @@ def test_masks_have_the_original_size(tmp_path: Path) -> None:
     assert len(set(sizes)) > 1, "the toy set must mix sizes"
 
 
+def test_every_pixel_of_the_original_mask_is_counted(tmp_path: Path) -> None:
+    """The ground truth is never resized for the headline number (protocols.md 5, item 7)."""
+    data = Toy(eval_batch_size=4)
+    method = FreeMethod()
+    make_trainer(tmp_path).test(method, datamodule=data, verbose=False)
+    masks = [data.dataset.read_mask(e.query, e.class_id) for e in data.test_manifest.episodes]
+    assert {mask.shape for mask in masks} != {(16, 16)}
+    rows = method.episode_rows
+    assert [row["fg_target"] for row in rows] == [(mask == 1).sum() for mask in masks]
+    assert [row["fg_union"] + row["bg_intersection"] for row in rows] == [(mask != 255).sum() for mask in masks]
+
+
 def test_a_trained_method_refuses_to_test_without_a_checkpoint(tmp_path: Path) -> None:
     for verb in ("test", "predict"):
         with pytest.raises(UserError, match="--ckpt_path"):

@@ -187,7 +187,7 @@ def _show(manifest: Manifest, episodes: int) -> int:
             f"  class {class_id:>4}  {name:<24} {counts[int(class_id)]:>5} episodes, {distinct.get(int(class_id), 0)} distinct queries"
         )
     for class_id, name in header.left_out.items():
-        print(f"  class {class_id:>4}  {name:<24} left out: too few images")
+        print(f"  class {class_id:>4}  {name:<24} left out: {header.why_left_out}")
     for number, episode in enumerate(manifest.episodes[: max(0, episodes)]):
         print(f"  {number}: class {episode.class_id}  {episode.query} <- {' '.join(episode.supports)}")
     return 0

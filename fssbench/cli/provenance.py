@@ -179,8 +179,9 @@ def class_names(manifest: Manifest) -> dict[int, str]:
 
 
 def left_out(manifest: Manifest) -> list[str]:
-    """A line for each class that has too few images."""
-    return [f"class {name} left out: too few images" for name in manifest.header.left_out.values()]
+    """A line for each class that has no episodes."""
+    header = manifest.header
+    return [f"class {name} left out: {header.why_left_out}" for name in header.left_out.values()]
 
 
 def unfinished(method: FewShotMethod) -> list[str]:

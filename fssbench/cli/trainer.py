@@ -217,7 +217,9 @@ class FssbenchCLI(LightningCLI):
                 callbacks.append(PredictionWriter(self.run_dir / "predictions"))
         kwargs["default_root_dir"] = str(config.get("default_root_dir") or self.run_dir)
         kwargs |= self._settings_of_the_method(config)
-        torch.backends.cudnn.allow_tf32 = False  # by default a GPU rounds convolutions: "float32" in a record is float32
+        torch.backends.cudnn.allow_tf32 = (
+            False  # by default a GPU rounds convolutions: "float32" in a record is float32
+        )
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:

@@ -23,6 +23,11 @@ class Episode:
     supports: tuple[str, ...]
 
 
+def in_order(dataset: FewShotDataset, classes: Iterable[int]) -> list[int]:
+    """Classes as they follow each other: ascending, or by code point where their labels are names (protocols.md 2.5)."""
+    return sorted(classes, key=lambda c: (c if dataset.label(c) == f"{c:02d}" else 0, dataset.label(c)))
+
+
 def clean(
     dataset: FewShotDataset,
     fold: int,
@@ -32,11 +37,11 @@ def clean(
     classes: ClassGroup,
     small_classes: SmallClasses,
 ) -> tuple[list[Episode], list[int]]:
-    """`clean-v1` episodes, classes by label, and the ids of classes that were left out."""
+    """`clean-v1` episodes, classes `in_order`, and the ids of classes that were left out."""
     episodes: list[Episode] = []
     left_out: list[int] = []
     wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.val_classes or dataset.base_classes(fold)
-    for class_id in sorted(wanted, key=dataset.label):
+    for class_id in in_order(dataset, wanted):
         keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
         if len(keys) <= shot and small_classes == "leave-out":
             left_out.append(class_id)

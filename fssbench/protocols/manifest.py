@@ -57,11 +57,16 @@ class ManifestHeader:
     classes: dict[str, str]
     """Class id -> name of every class that has episodes."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Class id -> name of classes with too few images, left out on request."""
+    """Class id -> name of novel classes without episodes."""
     episodes_sha256: str = ""
     """SHA-256 of the canonical episode text (protocols.md 2.3), comparable across code bases."""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    @property
+    def why_left_out(self) -> str:
+        """What the classes in `left_out` lack, in words."""
+        return f"fewer than {self.shot + 1} images" if profile_of(self.protocol).name == clean_v1.NAME else "no episode"
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ def build_manifest(
     small_classes       `clean-v1`: a class with fewer than K + 1 candidates is an `error`, or is left out and listed in
                         the header
     protocol            a name in `PROFILES`
-    episodes            compat protocols only: episodes of the fold; None = the protocol's own number
+    episodes            compat protocols only: episodes of the fold; None = the protocol's own number. Classes that are in
+                        none of them are listed in the header
 
     Raises `UserError` for an unknown fold or protocol, a bad number, or too small a class.
     """
@@ -177,8 +183,9 @@ def build_manifest(
     else:
         if episodes_per_class is not None or classes == "base":
             raise UserError(f"{profile.name} does not draw per class: give episodes, not episodes_per_class.")
-        per_class, left_out = 0, []
+        per_class = 0
         drawn = draw.compat(profile.name, dataset, fold, shot, seed, episodes)
+        left_out = sorted(set(dataset.novel_classes(fold)) - {episode.class_id for episode in drawn})
     if not drawn:
         raise TooFewImages(
             f"No {classes} class of {dataset.name} fold {fold} has the {shot + 1} images that {shot}-shot needs. Use fewer "
@@ -197,7 +204,7 @@ def build_manifest(
         split="test",
         image_filter=dataset.image_filter,
         mask_renderer=dataset.mask_renderer,
-        classes={str(c): dataset.class_names[c] for c in sorted(used, key=dataset.label)},
+        classes={str(c): dataset.class_names[c] for c in draw.in_order(dataset, used)},
         left_out={str(c): dataset.class_names[c] for c in left_out},
         episodes_sha256=sha256_text(canonical_text(dataset, drawn)),
     )

@@ -71,6 +71,8 @@ def test_a_fit_leaves_checkpoint_config_note_and_logs(fitted: Path) -> None:
     config = yaml.safe_load((RUN / "config.yaml").read_text())
     assert config["model"]["init_args"]["lr"] == 0.1
     assert config["data"]["init_args"]["episodes_per_epoch"] == 8
+    assert config["seed_everything"] == 0, "Lightning's own default would be a random seed"
+    assert config["trainer"]["use_distributed_sampler"] is False, "Lightning's sampler would count episodes twice"
     note = json.loads((RUN / "run.json").read_text())
     assert (note["epochs"], note["steps"]) == (2, 4)
     assert "train_loss" in (RUN / "metrics.csv").read_text() or "val_miou" in (RUN / "metrics.csv").read_text()

@@ -33,6 +33,36 @@ def test_test_episodes_are_the_protocols_and_validation_is_clean(protocol: str) 
     assert {e.class_id for e in data.val_manifest.episodes} == {1, 3, 5, 7}
 
 
+class Late(CompatToy):
+    """The first 1000 images of `bam-compat`'s list hold nothing of class 6."""
+
+    def __init__(self) -> None:
+        super().__init__({2: 600, 4: 600, 6: 3})
+
+    def classes_in(self, key: str) -> tuple[int, ...]:
+        return (int(key[3:5]),)
+
+
+def test_a_full_test_without_episodes_of_a_class_is_refused(tmp_path: Path) -> None:
+    """Its mIoU would silently be that of the other classes; the manifest lists the class, and masks can be predicted."""
+
+    class Data(AnyProtocol):
+        def make_dataset(self) -> Late:
+            return Late()
+
+    full = Data(protocol="bam-compat", image_size=16)
+    message = r"None of the 1000 episodes that bam-compat .* class thing 6, .*data\.episodes.*small_classes leave-out"
+    with pytest.raises(UserError, match=message):
+        full.setup("test")
+    full.setup("predict")
+    path = tmp_path / "episodes.jsonl"
+    full.test_manifest.save(path)
+    for chosen in ({"small_classes": "leave-out"}, {"episodes": 8}, {"manifest": str(path)}):
+        data = Data(protocol="bam-compat", image_size=16, **chosen)
+        data.setup("test")
+        assert data.test_manifest.header.left_out["6"] == "thing 6"
+
+
 @pytest.mark.parametrize("protocol", ["clean-v1", "hsnet-compat", "bam-compat"])
 @pytest.mark.parametrize("stage", ["fit", "test"])
 def test_void_pixels_of_supports(protocol: str, stage: str) -> None:

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from fssbench.cli.provenance import left_out
 from fssbench.errors import UserError
 from fssbench.protocols import bam_compat, hsnet_compat
 from fssbench.protocols.known import LISTS
@@ -123,6 +124,23 @@ def test_bam_lists_are_in_image_order_and_classes_are_those_present() -> None:
     assert len({query for query, _ in by_query}) == 24
     assert {c for _, c in by_query} == {2, 4, 6, 8}
     assert all(e.supports[0].startswith(f"img{e.class_id:02d}") for e in manifest.episodes)
+
+
+def test_a_class_that_no_episode_is_drawn_of_is_listed() -> None:
+    """As hair drier among the first 1000 images of COCO-20i's fold 2 (protocols.md section 0, item 6)."""
+
+    class Late(CompatToy):
+        def classes_in(self, key: str) -> tuple[int, ...]:
+            return (int(key[3:5]),)
+
+    data = Late({1: 2, 2: 600, 4: 600, 6: 3})
+    assert not build_manifest(data, 0, 1, protocol="bam-compat", episodes=1203).header.left_out
+    short = build_manifest(data, 0, 1, protocol="bam-compat", episodes=8)
+    assert (list(short.header.classes), short.header.left_out) == (["2"], {"4": "thing 4", "6": "thing 6"})
+    manifest = build_manifest(data, 0, 1, protocol="bam-compat")
+    assert manifest.header.left_out == {"6": "thing 6"}
+    assert left_out(manifest) == ["class thing 6 left out: no episode"]
+    assert verify_manifest(manifest, data) == verify_manifest(short, data) == []
 
 
 def test_names_keep_draws_apart() -> None:

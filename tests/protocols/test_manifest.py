@@ -149,6 +149,13 @@ def test_small_classes_are_an_error_or_left_out_and_listed() -> None:
         build_manifest(ToyDataset({1: 2, 2: 2}), 0, 5, small_classes="leave-out")
 
 
+def test_classes_follow_each_other_by_id_and_not_by_text() -> None:
+    """protocols.md 2.5, step 5; LVIS-92i and PACO-Part have ids of three digits and more."""
+    manifest = build_manifest(ToyDataset(dict.fromkeys((8, 20, 100, 1000), 4)), 0, 1)
+    assert list(dict.fromkeys(e.class_id for e in manifest.episodes)) == [8, 20, 100, 1000]
+    assert list(manifest.header.classes) == ["8", "20", "100", "1000"]
+
+
 @pytest.mark.parametrize(("fold", "shot"), [(2, 1), (-1, 1), (0, 0)])
 def test_impossible_requests(fold: int, shot: int) -> None:
     with pytest.raises(UserError):
