@@ -353,3 +353,15 @@ def test_reading_and_showing_results_imports_nothing_heavy(store: ResultStore) -
     )
     root = Path(store_module.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_stamps_change_with_a_file_of_the_same_size_and_with_its_table(store: ResultStore) -> None:
+    rows = make_rows()
+    path = store.write(make_record(rows), rows)
+    stamps = [store.files()]
+    for file in (path, path.with_suffix(".parquet")):
+        os.utime(file, ns=(1, 1))
+        stamps.append(store.files())
+    assert len({str(found) for found in stamps}) == 3
+    path.with_suffix(".parquet").unlink()
+    assert store.files() not in stamps
