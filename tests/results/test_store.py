@@ -365,3 +365,12 @@ def test_stamps_change_with_a_file_of_the_same_size_and_with_its_table(store: Re
     assert len({str(found) for found in stamps}) == 3
     path.with_suffix(".parquet").unlink()
     assert store.files() not in stamps
+
+
+def test_an_object_has_at_least_its_hits_and_at_most_the_union() -> None:
+    row = dataclasses.replace(make_rows()[0], fg_intersection=10, fg_union=100)
+    for possible in (10, 100, None):
+        assert dataclasses.replace(row, fg_target=possible).fg_target == possible
+    for wrong in (9, 101):
+        with pytest.raises(UserError, match=r"fg_target is .*, expected 10 to 100"):
+            dataclasses.replace(row, fg_target=wrong)
