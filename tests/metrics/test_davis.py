@@ -133,6 +133,9 @@ def test_void_is_background_and_objects_are_those_of_the_first_frame() -> None:
     predicted[1][0, 0] = 3
     with pytest.raises(UserError, match="frame 1 holds object 3, the sequence has 2"):
         sequence_scores(predicted, truth)
+    truth[0][0, :5] = 255
+    predicted[1][0, 0] = 0
+    assert sorted(sequence_scores(predicted, truth)) == [1, 2], "void in the first frame is no object"
     with pytest.raises(UserError, match="2 predicted frames and 3"):
         sequence_scores(predicted[:2], truth)
     with pytest.raises(UserError, match="shows no object"):

@@ -225,3 +225,17 @@ def test_impossible_supports_are_refused(
     replace(manifest, episodes=(first, *manifest.episodes[1:])).save(tmp_path / "m.jsonl")
     with pytest.raises(UserError, match=message):
         load_manifest(tmp_path / "m.jsonl")
+
+
+def test_bytes_follow_from_the_episodes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a compressed file is written; names of classes are UTF-8, as they are read."""
+    dataset, contents = ToyDataset({2: 6, 4: 6}), set()
+    dataset.class_names[2] = "größer"
+    manifest = build_manifest(dataset, 0, 1)
+    for seconds in (1e9, 2e9):
+        monkeypatch.setattr("time.time", lambda seconds=seconds: seconds)
+        manifest.save(tmp_path / "m.jsonl.gz")
+        contents.add((tmp_path / "m.jsonl.gz").read_bytes())
+    (content,) = contents
+    assert '"2":"größer"'.encode() in gzip.decompress(content)
+    assert load_manifest(tmp_path / "m.jsonl.gz") == manifest
