@@ -357,3 +357,18 @@ def test_results_with_equal_means_but_other_classes_are_two_results() -> None:
     one, other = make_record(rows, n_folds=1), make_record(swapped, n_folds=1)
     assert (one.scores.miou, one.scores.fb_iou) == (other.scores.miou, other.scores.fb_iou)
     assert _only_row([one, other]).note == "fold 0 has 2 different results; keep one"
+
+
+def test_an_incomplete_row_joins_the_largest_part_it_does_not_contradict() -> None:
+    """Two sets of manifests share that of fold 0, the only one of the incomplete row."""
+    few, many = sorted(map(sha256_text, ("one", "other")))
+    second = {"single": few, "first-of-two": many, "second-of-two": many}
+    records = [make_record(method="part", fold=0, n_folds=2)]
+    for method, manifest in second.items():
+        records.append(make_record(method=method, fold=0, n_folds=2))
+        records.append(make_record(method=method, fold=1, n_folds=2, manifest_sha256=manifest))
+    for order in (records, records[::-1]):
+        assert sorted([row.method for row in table.rows] for table in board(order)) == [
+            ["first-of-two", "second-of-two", "part"],
+            ["single"],
+        ]
