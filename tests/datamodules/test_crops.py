@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -66,10 +68,9 @@ def test_training_episodes_are_crops_of_the_original() -> None:
     assert (batch.query_mask == 255).any()
 
 
-@pytest.mark.parametrize("name", FSSAM_SCALES)
-def test_the_whole_range_of_scales_is_drawn(name: str) -> None:
-    """Seen at a crop larger than the picture, where the object is always whole."""
-    low, high = FSSAM_SCALES[name]
+@pytest.mark.parametrize(("name", "low", "high"), [("fssam-pascal", 0.9, 1.1), ("fssam-coco", 0.8, 1.25)])
+def test_the_whole_range_of_scales_is_drawn(name: Any, low: float, high: float) -> None:
+    """sam2fss.md 3.4; seen at a crop larger than the picture, where the object is always whole."""
     pipeline = make_augmentation(name, 170)
     sides = [(augment(pipeline, *picture(), seed)[1] == 1).sum() ** 0.5 / 20 for seed in range(60)]
     assert low - 0.05 < min(sides) < low + 0.1 * (high - low) + 0.05
