@@ -117,8 +117,8 @@ def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
 
 
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 257, 300, 32896, 65535]], np.uint16)
-    expected = np.stack([[[0, 1, 1, 128, 255]]] * 3, -1)
+    values = np.array([[0, 257, 300, 400, 32896, 65535]], np.uint16)
+    expected = np.stack([[[0, 1, 1, 2, 128, 255]]] * 3, -1)
     check_rgb(read_image(save(tmp_path / "a.png", values)), expected)
     check_rgb(read_image(save(tmp_path / "a.tif", values)), expected)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from fssbench.checkpoint import checkpoint_mismatch, class_path, code_sha256
 from fssbench.encoders.cache import FeatureCache
 from fssbench.errors import UserError
+from fssbench.losses import bce_dice_loss
 from fssbench.method import FewShotMethod
+from fssbench.metrics.at_size import bilinear
+from fssbench.metrics.observers import BoundaryScores
 from tests.toy import ColourMethod, FreeMethod, Toy
 
 
@@ -50,6 +54,63 @@ def test_scores_do_not_depend_on_the_batch_size_or_workers(tmp_path: Path) -> No
     assert runs[0].complete
     assert [row["episode_id"] for row in rows[0]] == list(range(16))
     assert 0 < runs[0].scores["miou"] < 1
+
+
+def test_the_time_of_a_batch_is_shared_by_its_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TwoSeconds:
+        def __init__(self, device: torch.device) -> None:
+            self.stop = lambda: lambda: 2.0
+
+    monkeypatch.setattr("fssbench.method.Timer", TwoSeconds)
+    method = scored(FreeMethod(), tmp_path, eval_batch_size=5)
+    assert [row["seconds"] for row in method.episode_rows].count(0.4) == 15
+    assert sum(row["seconds"] for row in method.episode_rows) == pytest.approx(4 * 2.0), "16 episodes in 4 batches"
+
+
+def test_a_test_begins_with_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Neither the counts, nor what observers saw, nor features of an encoder that has changed since."""
+    method, data = FreeMethod(), Toy(boundary=True)
+    for turn in range(2):
+        with torch.no_grad():
+            method.encoder.weight += turn
+        make_trainer(tmp_path).test(method, datamodule=data, verbose=False)
+    again = FreeMethod()
+    with torch.no_grad():
+        again.encoder.weight += 1
+    assert scored(again, tmp_path).scores == method.scores != scored(FreeMethod(), tmp_path).scores
+    assert len(data.observers[0].rows) == 16  # type: ignore[attr-defined]
+
+
+def test_scores_that_need_one_process_are_refused_on_several() -> None:
+    method = FreeMethod()
+    data = SimpleNamespace(observers=(BoundaryScores(),))
+    method.trainer = SimpleNamespace(world_size=2, datamodule=data)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"The boundary scores are made in one process: use --trainer\.devices 1"):
+        method.on_test_start()
+
+
+def test_the_training_loss_is_that_of_logits_at_network_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, method, recorded = Toy(batch_size=4, image_size=16), ColourMethod(), []
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    monkeypatch.setattr(method, "log", lambda *args, **kwargs: recorded.append(args))
+    logits = method(batch)
+    assert logits.shape == (4, 8, 8)
+    loss = method.training_step(batch, 0)
+    assert loss == bce_dice_loss(bilinear(logits, (16, 16)), batch.query_mask)
+    assert recorded == [("train_loss", loss)]
+
+
+def test_frozen_features_are_made_without_gradients() -> None:
+    class Careless(ColourMethod):
+        def encode(self, images: torch.Tensor) -> Any:
+            return {name: value * self.scale for name, value in super().encode(images).items()}
+
+    data, method = Toy(batch_size=4, image_size=16), Careless()
+    data.setup("fit")
+    query, support = method._features(next(iter(data.train_dataloader())))
+    assert not query["colour"].requires_grad
+    assert not support["colour"].requires_grad
 
 
 def test_masks_have_the_original_size(tmp_path: Path) -> None:

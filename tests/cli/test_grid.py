@@ -25,6 +25,7 @@ from fssbench.cli.progress import LiveProgress, duration
 from fssbench.cli.suite import read_suite
 from fssbench.errors import UserError
 from fssbench.results.boards import load_board
+from fssbench.results.failures import failures
 from fssbench.results.store import ResultStore
 
 TOY = ["--model", "tests.toy.FreeMethod", "--data", "tests.toy.Toy", "--trainer.accelerator", "cpu",
@@ -481,3 +482,15 @@ def test_two_processes_write_one_record(tmp_path: Path) -> None:
     assert done.stdout.count("toy fold 1, 1-shot, 16 episodes: mIoU") == 1
     assert done.stdout.count("record: ") == 1
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("message", "left"), [("", 0), ("kept: results/x.json", 0), ("elsewhere: another process", 1)])
+def test_a_failed_test_is_remembered_until_its_result_is_there(tmp_path: Path, message: str, left: int) -> None:
+    fold, other = (Cell(f"fold {number}", ("test", "--data.fold", str(number))) for number in (0, 1))
+    for cell in (fold, other):
+        grid._note(tmp_path, cell, Outcome(1, "out of memory", 1.0, ""))
+    assert [(f.name, f.reason, f.arguments) for f in failures(tmp_path)] == [
+        (cell.name, "out of memory", cell.arguments) for cell in (fold, other)
+    ]
+    grid._note(tmp_path, fold, Outcome(0, message, 1.0, ""))
+    assert [f.name for f in failures(tmp_path)] == ["fold 0"] * left + ["fold 1"]

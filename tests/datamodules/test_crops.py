@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,21 @@ def test_training_episodes_are_crops_of_the_original() -> None:
     side = min(data.dataset.read_image(batch.query_key[0].partition("#")[0]).shape[:2])
     assert side < 36, "the toy's pictures are smaller, so there is a border"
     assert (batch.query_mask == 255).any()
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("fssam-pascal", 0.9, 1.1), ("fssam-coco", 0.8, 1.25)])
+def test_the_whole_range_of_scales_is_drawn(name: Any, low: float, high: float) -> None:
+    """sam2fss.md 3.4; seen at a crop larger than the picture, where the object is always whole."""
+    pipeline = make_augmentation(name, 170)
+    sides = [(augment(pipeline, *picture(), seed)[1] == 1).sum() ** 0.5 / 20 for seed in range(60)]
+    assert low - 0.05 < min(sides) < low + 0.1 * (high - low) + 0.05
+    assert high - 0.1 * (high - low) - 0.05 < max(sides) < high + 0.05
+    assert max(sides) - min(sides) > 0.7 * (high - low)
+
+
+def test_what_is_turned_into_the_picture_is_ignored() -> None:
+    """At its own size there is no border: 255 can only come from the rotation."""
+    pipeline = CropAugmentation(60, (1.0, 1.0))
+    ignored = [(augment(pipeline, *picture(60, 60), seed)[1] == 255).sum() for seed in range(20)]
+    assert min(ignored) == 0, "not turned"
+    assert sum(count > 0 for count in ignored) > 4

@@ -6,10 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from datamodules.augment import augment, make_augmentation
+from datamodules.by_image import stream
+from fssbench.dataset import FewShotDataset
 from fssbench.episode import EpisodeBatch
 from fssbench.errors import UserError
 from fssbench.protocols.manifest import build_manifest
@@ -131,3 +135,56 @@ def test_bad_values_are_refused(kwargs: dict[str, int], message: str) -> None:
 def test_too_many_shots_to_train(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training images"):
         Toy(image_size=8, shot=6).setup("fit")
+
+
+def test_every_image_of_an_augmented_episode_is_changed_in_its_own_way() -> None:
+    data = Toy(image_size=16, shot=3, batch_size=8, episodes_per_epoch=8, augment="standard")
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    for query, supports in zip(batch.query_key, batch.support_keys, strict=True):
+        assert len({key.partition("#")[2] for key in (query, *supports)}) == 4
+
+
+def test_augmentation_ignores_what_comes_from_outside_and_invents_no_label() -> None:
+    pipeline, image = make_augmentation("standard", 32), np.full((32, 32, 3), 200, np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 8:24] = 1
+    outside = 0
+    for seed in range(30):
+        _, changed = augment(pipeline, image, mask, seed)
+        assert set(np.unique(changed)) <= {0, 1, 255}
+        outside += int((changed == 255).any())
+    assert outside > 10
+
+
+def test_an_epoch_has_as_many_episodes_as_there_are_base_images() -> None:
+    class Shared(Toy):
+        def make_dataset(self) -> FewShotDataset:
+            dataset = ToyDataset()
+            dataset.candidates = lambda class_id, split: [f"img01_{i}" for i in range(6)]  # type: ignore[method-assign]
+            return dataset
+
+    data = Shared(image_size=8, batch_size=1)
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 6, "an image of several classes is one image"
+
+
+def test_base_classes_with_few_images_are_not_validated() -> None:
+    class Uneven(Toy):
+        def make_dataset(self) -> FewShotDataset:
+            return ToyDataset({1: 1, 2: 6, 3: 6, 4: 6})
+
+    data = Uneven(image_size=8, small_classes="error")
+    assert data.val_manifest.class_ids == (3,)
+    assert data.val_manifest.header.left_out == {"1": "thing 1"}
+
+
+def test_reading_episodes_leaves_the_random_state_alone() -> None:
+    """So that what a method draws does not depend on whether its features are cached."""
+    data = Toy(image_size=8)
+    data.setup("test")
+    squares = data._squares()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len(list(stream(squares, [("img02_0", 2), ("img02_1", 2)], 0))) == 2
+    assert torch.equal(torch.get_rng_state(), before)

@@ -209,3 +209,29 @@ def test_images_without_targets_are_left_out(tmp_path: Path) -> None:
     data.targets = None
     with pytest.raises(UserError, match="only a method that brings targets"):
         data.train_dataloader()
+
+
+def test_fewer_images_than_a_batch_are_one_smaller_batch(tmp_path: Path) -> None:
+    data = loaded(Images(str(make_images(tmp_path, 4)), num_workers=0), batch=8)
+    assert [len(batch.image) for batch in epoch(data, 0)] == [3]
+
+
+def test_order_and_flips_change_with_seed_and_epoch(tmp_path: Path) -> None:
+    make_images(tmp_path, 21)
+
+    def seen(seed: int, number: int) -> tuple[list[int], list[bool]]:
+        batches = epoch(loaded(Images(str(tmp_path), seed=seed, num_workers=0)), number)
+        return rows(batches), [bool(target[0, 0, 0] == 3) for batch in batches for target in batch.target]
+
+    found = [seen(0, 0), seen(0, 1), seen(1, 0)]
+    assert seen(0, 0) == found[0]
+    orders, flips = zip(*found, strict=True)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert flips[0] != flips[1] != flips[2] != flips[0]
+
+
+def test_a_training_that_goes_on_begins_with_the_next_epoch(tmp_path: Path) -> None:
+    data = loaded(Images(str(make_images(tmp_path, 21)), num_workers=0))
+    data.trainer.fit_loop.epoch_progress.current.processed = 3  # type: ignore[union-attr]
+    loader: Any = data.train_dataloader()
+    assert rows(list(loader)) == rows(epoch(data, 3)) != rows(epoch(data, 0))

@@ -105,6 +105,7 @@ def test_a_padded_square_keeps_the_aspect_ratio_in_steps_of_8() -> None:
     assert counted_size(500, 375, "473-pad") == (472, 352)
     assert counted_size(480, 640, "641-pad") == (480, 640)
     assert counted_size(1, 500, "473-pad") == (8, 472)
+    assert counted_size(372, 500, "473-pad") == (344, 472), "351.9 pixels are cut, not rounded"
     mask = np.random.default_rng(0).integers(0, 2, (30, 50), dtype=np.uint8)
     part = square_target(torch.from_numpy(mask), "41-pad")
     np.testing.assert_array_equal(part.numpy(), resize_mask(mask, (24, 40)))
@@ -221,6 +222,8 @@ def test_records_of_protocols_and_squares_stay_apart(tmp_path: Path, monkeypatch
     }
     assert main(compat) == 0, "the very same results are kept"
     assert main([*compat, "--overwrite", "never"]) == 2
+    assert main([*compat[:-1], "[9,5]"]) == 0, "a square that is new is counted, the other results are kept"
+    assert len(ResultStore(tmp_path / "results").read_all().records) == 5
 
 
 def test_boundary_numbers_of_each_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +243,36 @@ def test_boundary_numbers_of_each_episode(tmp_path: Path, monkeypatch: pytest.Mo
             predicted = method.predict_masks(batch)[0].numpy()
         values = boundary_iou(predicted, truth == 1, truth == 255), hausdorff95(predicted, truth == 1, truth == 255)
         assert line == f"{int(batch.episode_id)},{int(batch.class_id)},{values[0]!r},{values[1]!r}"
+
+
+def test_ignored_novel_pixels_stay_ignored_where_void_is_background() -> None:
+    """`hsnet-compat` takes void in supports for background; the pixels that `ignore-pixels` marks are none."""
+    data = AnyProtocol(protocol="hsnet-compat", image_size=20, training_policy="ignore-pixels", episodes=4)
+    data.setup("fit")
+    assert (next(iter(data.train_dataloader())).support_masks == 255).any()
+    data.setup("test")
+    assert not (next(iter(data.test_dataloader())).support_masks == 255).any()
+
+
+def test_void_of_a_novel_class_is_ignored_too() -> None:
+    class Crowded(Overlapping):
+        def read_mask(self, key: str, class_id: int) -> np.ndarray:
+            mask = super().read_mask(key, class_id)
+            if class_id == 2 and 2 in self.classes_in(key):
+                mask[18:20] = 255
+            return mask
+
+    masked = for_training(Crowded(), 0, "ignore-pixels").read_mask("img01_0", 1)
+    assert (masked[16:20] == 255).all()
+
+
+def test_void_alone_does_not_make_a_class_present() -> None:
+    class OwnClassOnly(ToyDataset):
+        def read_mask(self, key: str, class_id: int) -> np.ndarray:
+            mask = super().read_mask(key, class_id)
+            mask[mask == 1] = int(key[3:5]) == class_id
+            return mask
+
+    dataset = OwnClassOnly()
+    assert (dataset.read_mask("img03_0", 5) == 255).any()
+    assert dataset.classes_in("img03_0") == (3,)

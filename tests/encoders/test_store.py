@@ -321,3 +321,59 @@ def test_encoders_share_a_block_whatever_else_they_return() -> None:
     with torch.no_grad():
         two.vit.blocks[1].mlp.fc1.weight.mul_(2)
     assert one.kinds()[2] != two.kinds()[2]
+
+
+def test_reading_a_file_marks_it_as_used(tmp_path: Path) -> None:
+    """Else what is read most would make room for what is written last."""
+    store = FeatureStore(tmp_path, 1)
+    store.put("kind", image(1), features(1))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    os.utime(path, (1000, 1000))
+    assert store.get("kind", image(1)) is not None
+    assert path.stat().st_mtime > 1e9
+    recent = path.stat().st_mtime - 60
+    os.utime(path, (recent, recent))
+    assert store.get("kind", image(1)) is not None
+    assert path.stat().st_mtime == recent, "not for every read: a network drive would be busy with it"
+
+
+def test_making_room_spares_what_is_being_written(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 3 * 1.3 / 2**20)
+    store.put("kind", image(0), features(0))
+    (path,) = tmp_path.glob("*/??/*.safetensors")
+    fresh, old = (path.parent / f".{path.name}.{name}.part" for name in ("fresh", "old"))
+    for part in (fresh, old):
+        part.write_text("half")
+    os.utime(old, (1000, 1000))
+    for number in range(1, 9):
+        store.put("kind", image(number), features(number))
+    assert fresh.exists()
+    assert not old.exists(), "of a killed writer"
+
+
+def test_features_larger_than_the_store_are_not_written(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 1.5 * 1.3 / 2**20)
+    store.put("kind", image(1), features(1))
+    large = features(2, size=4096)
+    assert torch.equal(store.put("kind", image(2), large)["tokens"], large["tokens"])
+    assert store.get("kind", image(2)) is None
+    assert store.get("kind", image(1)) is not None
+
+
+def test_all_that_moves_a_feature_is_in_its_kind(tmp_path: Path) -> None:
+    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = VisionTransformer(**shape, num_classes=0)
+    paths = []
+    for name, mean, std in (("a", 0.5, 0.5), ("b", 0.4, 0.5), ("c", 0.5, 0.4)):
+        paths.append(tmp_path / name / "vit.safetensors")
+        paths[-1].parent.mkdir()
+        save_vit(paths[-1], vit, shape, (mean,) * 3, (std,) * 3)
+    encoders = [ViTEncoder("from_weights", str(path), 48, (1,)) for path in paths]
+    encoders.append(ViTEncoder("from_weights", str(paths[0]), 48, (1,), final_norm=False))
+    encoders.append(ViTEncoder("from_weights", str(paths[0]), 48, (1,), pos_embed_resize="timm"))
+    pixels = torch.rand(1, 3, 48, 48)
+    found = [encoder(pixels)["block1"] for encoder in encoders]
+    assert not any(torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
+    assert len({encoder.kinds()[1] for encoder in encoders}) == len(encoders)

@@ -71,3 +71,11 @@ def test_counting_never_waits_for_the_device() -> None:
     """The meta device has no values, so whatever reads one fails."""
     targets = [torch.zeros(size, dtype=torch.uint8, device="meta") for size in SIZES]
     assert predicted_counts(torch.zeros(6, 7, 7, device="meta"), targets, bilinear).shape == (6, 5)
+
+
+def test_a_logit_of_zero_is_background(targets: list[Tensor]) -> None:
+    zeros = torch.zeros(len(SIZES), 7, 7)
+    assert not torch.cat([mask.flatten() for mask in predicted_masks(zeros, SIZES, bilinear)]).any()
+    counts = predicted_counts(zeros, targets, bilinear)
+    assert counts[:, 0].tolist() == [0] * len(SIZES)
+    assert torch.equal(counts[:, 1], counts[:, 4]), "the union is the object alone"

@@ -133,6 +133,9 @@ def test_void_is_background_and_objects_are_those_of_the_first_frame() -> None:
     predicted[1][0, 0] = 3
     with pytest.raises(UserError, match="frame 1 holds object 3, the sequence has 2"):
         sequence_scores(predicted, truth)
+    truth[0][0, :5] = 255
+    predicted[1][0, 0] = 0
+    assert sorted(sequence_scores(predicted, truth)) == [1, 2], "void in the first frame is no object"
     with pytest.raises(UserError, match="2 predicted frames and 3"):
         sequence_scores(predicted[:2], truth)
     with pytest.raises(UserError, match="shows no object"):
@@ -169,3 +172,21 @@ def test_hausdorff_by_hand() -> None:
     assert hausdorff95(far, truth) == 0
     assert hausdorff95(np.zeros_like(truth), truth) == math.inf
     assert hausdorff95(np.zeros_like(truth), np.zeros_like(truth)) == 0
+
+
+def test_hausdorff_is_the_larger_of_both_directions() -> None:
+    """All of one mask lies on the other, but half of the other is 30 pixels away."""
+    one = square(60, 60, 20, 5, 10)
+    both = one | square(60, 60, 20, 45, 10)
+    assert hausdorff95(both, one) == hausdorff95(one, both) > 30
+
+
+def test_the_border_of_the_image_is_an_outline_and_the_region_is_a_pixel_wide_at_least() -> None:
+    """8x8: 2 % of the diagonal is less than a pixel. The ring of the left half is 8 + 8 + 2 + 2 pixels."""
+    truth = np.zeros((8, 8), bool)
+    truth[:, :4] = True
+    inside = truth.copy()
+    inside[1:7, 1:3] = False
+    assert np.count_nonzero(inside) == 20
+    assert boundary_iou(inside, truth) == 1, "the region of a ring of one pixel is the ring"
+    assert boundary_iou(square(8, 8, 0, 0, 4), truth) == 10 / (12 + 20 - 10)

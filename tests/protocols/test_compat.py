@@ -198,3 +198,9 @@ def test_the_known_hashes_are_those_of_the_published_lists() -> None:
     assert all(known.sha256 in manifest for known in LISTS["pascal-5i", "bam-trn"])
     val = SHARED / "splits/gf-sam/pascal/val/fold0.txt"
     assert hsnet_text(read_list(val).pairs) == val.read_text()
+
+
+def test_seed_0_of_bam_compat_is_a_draw_of_its_own() -> None:
+    zero, usual = (build_manifest(CompatToy(), 0, 1, seed, protocol="bam-compat", episodes=20) for seed in (0, None))
+    assert (zero.header.protocol, usual.header.protocol) == ("bam-compat.s0", "bam-compat.s510")
+    assert zero.episodes != usual.episodes

@@ -29,6 +29,7 @@ def write(path: Path, content: bytes) -> Path:
         b"01 val2014/a.jpg\r\n05 val2014/a.jpg\r\n05 val2014/b.jpg",
         gzip.compress(b"1 val2014/a.jpg\n5 val2014/a.jpg\n5 val2014/b.jpg\n", mtime=0),
         pickle.dumps({0: ["val2014/a.jpg"], 4: ["val2014/a.jpg", "val2014/b.jpg"]}),
+        pickle.dumps({4: ["val2014/a.jpg", "val2014/b.jpg"], 0: ["val2014/a.jpg"]}),
     ],
 )
 def test_pairs(content: bytes, tmp_path: Path) -> None:
@@ -79,3 +80,10 @@ def test_missing_and_wrong_kinds(tmp_path: Path) -> None:
         ListDataset.read("coco20i", names)
     with pytest.raises(UserError, match="no pixels"):
         ListDataset.read("fss-1000", names).read_image("1.jpg")
+
+
+def test_classes_of_a_list_of_names_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
+    data = ListDataset.read("fss-1000", write(tmp_path / "names.txt", b"zebra\nab_wheel\n"))
+    assert data.class_names == {1: "ab_wheel", 2: "zebra"}
+    assert data.ordered_pairs(0)[:2] == [(1, "1.jpg"), (1, "10.jpg")]
+    assert data.support_pool(1)[:2] == ["1.jpg", "2.jpg"]

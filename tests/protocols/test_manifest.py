@@ -16,7 +16,7 @@ from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError
 from fssbench.files import sha256_text
 from fssbench.protocols.clean_v1 import class_episodes
-from fssbench.protocols.manifest import build_manifest, canonical_text, load_manifest, verify_manifest
+from fssbench.protocols.manifest import Episode, build_manifest, canonical_text, load_manifest, verify_manifest
 from tests.protocols.toy import ToyDataset
 from tests.shared import SHARED, needs_shared
 
@@ -194,3 +194,55 @@ def test_canonical_text_has_no_trailing_newline() -> None:
     text = canonical_text(dataset, replace(build_manifest(dataset, 0, 1)).episodes)
     assert text.splitlines()[0] == f"02 {episodes[0].query} {episodes[0].supports[0]}"
     assert not text.endswith("\n")
+
+
+def test_classes_are_in_the_order_of_their_labels() -> None:
+    """Of text, so 101 comes before 11; else the canonical text of sets with more than 99 classes would be another one."""
+    manifest = build_manifest(ToyDataset({11: 6, 101: 6, 12: 6}), 1, 1, episodes_per_class=2)
+    assert [e.class_id for e in manifest.episodes] == [101, 101, 11, 11]
+
+
+def test_verifying_takes_the_seed_of_the_manifest() -> None:
+    assert verify_manifest(build_manifest(ToyDataset(), 0, 1, 3), ToyDataset()) == []
+
+
+@pytest.mark.parametrize("number", [0, 9])
+def test_verify_sees_a_single_support_that_was_exchanged(number: int) -> None:
+    """The header, its hash of the episodes included, was left as it was."""
+    manifest = build_manifest(ToyDataset(), 0, 2)
+    episodes = list(manifest.episodes)
+    episodes[number] = replace(episodes[number], supports=episodes[number].supports[::-1])
+    problems = verify_manifest(replace(manifest, episodes=tuple(episodes)), ToyDataset())
+    assert problems == [f"1 episodes differ, the first is number {number}"]
+
+
+@pytest.mark.parametrize(
+    ("supports", "message"),
+    [
+        (lambda e: (e.supports[0], e.query), "episode 0 has its query among its supports"),
+        (lambda e: (e.supports[0], e.supports[0]), "episode 0 repeats a support"),
+        (lambda e: e.supports[:1], "episode 0 has 1 supports instead of 2"),
+    ],
+)
+def test_impossible_supports_are_refused(
+    supports: Callable[[Episode], tuple[str, ...]], message: str, tmp_path: Path
+) -> None:
+    manifest = build_manifest(ToyDataset(), 0, 2)
+    first = replace(manifest.episodes[0], supports=supports(manifest.episodes[0]))
+    replace(manifest, episodes=(first, *manifest.episodes[1:])).save(tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match=message):
+        load_manifest(tmp_path / "m.jsonl")
+
+
+def test_bytes_follow_from_the_episodes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a compressed file is written; names of classes are UTF-8, as they are read."""
+    dataset, contents = ToyDataset({2: 6, 4: 6}), set()
+    dataset.class_names[2] = "größer"
+    manifest = build_manifest(dataset, 0, 1)
+    for seconds in (1e9, 2e9):
+        monkeypatch.setattr("time.time", lambda seconds=seconds: seconds)
+        manifest.save(tmp_path / "m.jsonl.gz")
+        contents.add((tmp_path / "m.jsonl.gz").read_bytes())
+    (content,) = contents
+    assert '"2":"größer"'.encode() in gzip.decompress(content)
+    assert load_manifest(tmp_path / "m.jsonl.gz") == manifest

@@ -34,3 +34,13 @@ def test_the_epoch_travels_with_the_index() -> None:
 def test_a_wrong_rank_is_refused() -> None:
     with pytest.raises(UserError):
         ShardedEpisodeSampler(3, 2, 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_with_an_order_each_process_gets_a_block_of_it(world_size: int) -> None:
+    order = [3, 0, 4, 1, 2, 5, 6, 9, 8, 7]
+    samplers = [ShardedEpisodeSampler(10, rank, world_size, order=order, epoch=2) for rank in range(world_size)]
+    blocks = [[index for _, index in sampler] for sampler in samplers]
+    assert [index for block in blocks for index in block] == order
+    assert [len(sampler) for sampler in samplers] == [len(block) for block in blocks]
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

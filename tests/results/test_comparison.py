@@ -35,6 +35,7 @@ def test_scores_and_difference_are_those_of_the_records() -> None:
     assert (found.left_out, found.folds, found.n_folds) == (0, (0, 1, 2, 3), 4)
     assert [d.what for d in found.by_fold] == [f"fold {fold}, 1-shot" for fold in range(4)]
     assert {d.what for d in found.by_class} == {"bird, 1-shot", "car, 1-shot"}
+    assert [(d.episodes, d.a) for d in found.by_class[:2]] == [(2, 41 / 200), (2, 57 / 200)]
     assert all(d.difference == pytest.approx(0.03) for d in (*found.by_fold, *found.by_class))
 
 
@@ -81,7 +82,7 @@ def test_shots_are_compared_with_their_like() -> None:
 def _sized(shift: int, targets: list[int | None]) -> list[EpisodeRow]:
     rows = make_rows(shift)
     return [
-        replace(row, fg_union=100, bg_intersection=9900, bg_union=10**4, fg_target=t)
+        replace(row, fg_union=100, bg_intersection=9900, bg_union=9900, fg_target=t)
         for row, t in zip(rows, targets, strict=True)
     ]
 

@@ -69,3 +69,15 @@ def test_draws_of_other_experiments_have_no_mean(changes: dict[str, Any]) -> Non
     tables = board([*odd, *(record for record in draws("a") if record.key.protocol != first["protocol"])])
     assert sum(row.miou is not None for table in tables for row in table.rows) == 5
     assert over_draws(tables) == []
+
+
+def test_a_draw_that_was_tested_on_two_manifests_has_no_mean() -> None:
+    other = [make_record(make_rows(), method="b", protocol=f"bam-compat.s{BAM_SEEDS[0]}", fold=fold, n_folds=2,
+                         manifest_sha256=f"{fold}9" * 32) for fold in (0, 1)]  # fmt: skip
+    assert len(over_draws(board(draws("a")))) == 1
+    assert over_draws(board(draws("a") + other)) == []
+
+
+def test_runs_of_several_seeds_are_not_mixed() -> None:
+    (means,) = over_draws(board(draws("a") + draws("a", seed=1)))
+    assert [(row.seed, row.miou) for row in means.rows] == [(0, pytest.approx(0.29)), (1, pytest.approx(0.29))]

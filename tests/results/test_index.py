@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fssbench.errors import UserError
@@ -87,11 +88,19 @@ def _spoil(store: ResultStore, path: Path, how: str) -> str:
         rows = store.rows_of(path)
         write_table([*rows, rows[0]], table)
         return "record and its episode table differ"
+    if how == "a class more":
+        rows = store.rows_of(path)
+        write_table([*rows, replace(rows[0], episode_id=4, class_id=9)], table)
+        return "record and its episode table differ"
+    if how == "a class less":
+        write_table([row for row in store.rows_of(path) if row.class_id == 3], table)
+        return "record and its episode table differ"
     write_table([replace(row, class_id=9) if row.class_id == 7 else row for row in store.rows_of(path)], table)
     return "record and its episode table differ"
 
 
-HOW = ["half a record", "no table", "half a table", "table of another run", "an episode twice", "another class"]
+HOW = ["half a record", "no table", "half a table", "table of another run", "an episode twice", "a class more",
+       "a class less", "another class"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -301,6 +310,31 @@ def test_a_kept_board_is_made_again_when_a_file_changes(store: ResultStore) -> N
     assert load_board(store.root).tables[0].rows[0].miou != before.tables[0].rows[0].miou
     store.path(records[3].key).write_text("{")
     assert len(load_board(store.root).damaged) == 1
+
+
+def test_a_kept_board_is_made_again_when_published_numbers_change(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(store)
+    load_board(store.root)
+    changed, made = store.root.parent / "published.json", list[int]()
+    changed.write_text("[]")
+    monkeypatch.setattr(boards, "PUBLISHED_FILE", changed)
+    monkeypatch.setattr(boards, "board", lambda *args: made.append(1) or board(*args))
+    assert load_board(store.root) == load_board(store.root)
+    assert made == [1], "made once more, then kept"
+
+
+def test_the_order_of_an_episode_table_does_not_matter(store: ResultStore) -> None:
+    """Paired samples need the episodes of both runs in the same order."""
+    rows = _noisy(0, np.random.default_rng(1))
+    for method in ("one", "other"):
+        path = store.write(make_record(rows, method=method, n_folds=1), rows).with_suffix(".parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(len(table)))[::-1]), path)
+    index = StoreIndex(store.root)
+    one, other = index.samples([entry.path for entry in index.entries()]).values()
+    assert np.array_equal(one.miou, other.miou)
 
 
 # -- several processes ------------------------------------------------------------------------------------------------

@@ -346,3 +346,50 @@ def test_no_results() -> None:
 def test_unknown_format_is_refused() -> None:
     with pytest.raises(UserError, match=r"'jsn' is not known. Did you mean 'json'"):
         render([], "jsn")  # type: ignore[arg-type]
+
+
+def test_the_cost_of_a_row_is_that_of_all_its_episodes() -> None:
+    """Folds may have different numbers of episodes, and needs of memory."""
+    few, many = make_rows()[::2], make_rows()
+    records = [
+        make_record(few, fold=0, n_folds=2, seconds_per_episode=1.0, peak_memory=300),
+        make_record(many, fold=1, n_folds=2, seconds_per_episode=0.25, peak_memory=200),
+    ]
+    row = _only_row(records)
+    assert row.seconds_per_episode == pytest.approx((2 * 1.0 + 4 * 0.25) / 6)
+    assert row.peak_memory == 300
+    assert (row.parameters, row.trained_parameters) == (86_000_000, 0)
+    unknown = make_record(many, fold=1, n_folds=2, seconds_per_episode=None, peak_memory=None, parameters=None)
+    row = _only_row([records[0], unknown])
+    assert row.seconds_per_episode is row.peak_memory is row.parameters is None
+
+
+def test_one_fold_from_another_program_makes_the_row_external() -> None:
+    records = [make_record(fold=fold, n_folds=2, origin=origin) for fold, origin in enumerate(("fssbench", "external"))]
+    assert _only_row(records).external
+    assert _only_row(records[::-1]).external
+    assert not _only_row(records[:1]).external
+
+
+def test_results_with_equal_means_but_other_classes_are_two_results() -> None:
+    rows = make_rows()
+    swapped = [replace(row, fg_intersection=other.fg_intersection, bg_union=other.bg_union, fg_target=None)
+               for row, other in zip(rows, [*rows[2:], *rows[:2]], strict=True)]  # fmt: skip
+    one, other = make_record(rows, n_folds=1), make_record(swapped, n_folds=1)
+    assert (one.scores.miou, one.scores.fb_iou) == (other.scores.miou, other.scores.fb_iou)
+    assert _only_row([one, other]).note == "fold 0 has 2 different results; keep one"
+
+
+def test_an_incomplete_row_joins_the_largest_part_it_does_not_contradict() -> None:
+    """Two sets of manifests share that of fold 0, the only one of the incomplete row."""
+    few, many = sorted(map(sha256_text, ("one", "other")))
+    second = {"single": few, "first-of-two": many, "second-of-two": many}
+    records = [make_record(method="part", fold=0, n_folds=2)]
+    for method, manifest in second.items():
+        records.append(make_record(method=method, fold=0, n_folds=2))
+        records.append(make_record(method=method, fold=1, n_folds=2, manifest_sha256=manifest))
+    for order in (records, records[::-1]):
+        assert sorted([row.method for row in table.rows] for table in board(order)) == [
+            ["first-of-two", "second-of-two", "part"],
+            ["single"],
+        ]

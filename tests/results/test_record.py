@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from fssbench.errors import UserError
+from fssbench.metrics.scores import mean
 from fssbench.results.record import Cost, ResultRecord, config_hash, read_record
 from fssbench.results.table import recompute
 from tests.results.make import make_record, make_rows
@@ -285,3 +287,8 @@ def test_recompute_refuses_another_table() -> None:
         recompute(record, rows[:2])
     with pytest.raises(UserError, match="Episode 0 has 5 supports, the record says 1"):
         recompute(record, make_rows(shot=5))
+
+
+def test_means_do_not_depend_on_the_order() -> None:
+    values = [1e16, 1.0, -1e16]
+    assert {mean(order) for order in itertools.permutations(values)} == {1 / 3}

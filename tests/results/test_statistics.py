@@ -111,6 +111,7 @@ def test_pairing_sees_a_small_constant_gain() -> None:
     assert (low, high) == pytest.approx((0.01, 0.01))
     assert interval(samples[1])[0] < interval(samples[0])[1]
     assert differ(samples[1], samples[0])
+    assert differ(samples[0], samples[1]), "whichever comes first"
     assert not differ(samples[0], samples[0])
 
 

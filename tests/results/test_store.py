@@ -353,3 +353,24 @@ def test_reading_and_showing_results_imports_nothing_heavy(store: ResultStore) -
     )
     root = Path(store_module.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_stamps_change_with_a_file_of_the_same_size_and_with_its_table(store: ResultStore) -> None:
+    rows = make_rows()
+    path = store.write(make_record(rows), rows)
+    stamps = [store.files()]
+    for file in (path, path.with_suffix(".parquet")):
+        os.utime(file, ns=(1, 1))
+        stamps.append(store.files())
+    assert len({str(found) for found in stamps}) == 3
+    path.with_suffix(".parquet").unlink()
+    assert store.files() not in stamps
+
+
+def test_an_object_has_at_least_its_hits_and_at_most_the_union() -> None:
+    row = dataclasses.replace(make_rows()[0], fg_intersection=10, fg_union=100)
+    for possible in (10, 100, None):
+        assert dataclasses.replace(row, fg_target=possible).fg_target == possible
+    for wrong in (9, 101):
+        with pytest.raises(UserError, match=r"fg_target is .*, expected 10 to 100"):
+            dataclasses.replace(row, fg_target=wrong)
