@@ -54,7 +54,9 @@ def main() -> None:
             settings: dict[str, Any] = {"train_shot": shot} if name == "sam2fss" else {}
             if name == "fsdino" and options.preset:
                 settings["preset"] = options.preset
-            print(f"| {settings.get('preset', name)} | {shot} | {row(build(name, options.size, **settings), shot, options)}")
+            print(
+                f"| {settings.get('preset', name)} | {shot} | {row(build(name, options.size, **settings), shot, options)}"
+            )
 
 
 def row(method: FewShotMethod, shot: int, options: argparse.Namespace) -> str:

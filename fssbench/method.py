@@ -235,8 +235,9 @@ class FewShotMethod(Trainable):
         self.log("val_fb_iou", self.scores["fb_iou"], sync_dist=False)
 
     def on_test_start(self) -> None:
-        """Refuse to score random heads, then start counting at zero."""
+        """Refuse to score random heads and classes that were trained on, then start counting at zero."""
         self.require_trained("test")
+        self._require_own_fold()
         for observer in self._data.observers:
             if self.trainer.world_size > 1:
                 raise UserError(f"The {observer.name} scores are made in one process: use --trainer.devices 1.")
@@ -260,8 +261,9 @@ class FewShotMethod(Trainable):
         self.log("test_fb_iou", self.scores["fb_iou"], sync_dist=False)
 
     def on_predict_start(self) -> None:
-        """Refuse to predict with random heads."""
+        """Refuse to predict with random heads, and classes that were trained on."""
         self.require_trained("predict")
+        self._require_own_fold()
         self._look_ahead(self.trainer.predict_dataloaders)
 
     def on_predict_end(self) -> None:
@@ -274,6 +276,17 @@ class FewShotMethod(Trainable):
             raise UserError(
                 f"{type(self).__name__} is a trained method and has no trained weights: `{verb}` would score random "
                 f"numbers. Give them with --ckpt_path FILE (made by `fssbench fit`)."
+            )
+
+    def _require_own_fold(self) -> None:
+        """Raise `UserError` where the weights were trained on another fold of the same data: the classes that are novel
+        here were among its base classes."""
+        trained, fold = self.training_facts, self._data.fold
+        if trained.get("fold", fold) != fold and trained["dataset"] == self._data.dataset.name:
+            raise UserError(
+                f"The checkpoint was trained on fold {trained['fold']} of {trained['dataset']}, and so on the novel classes of "
+                f"fold {fold}. Give that of fold {fold} (with --folds, write {{fold}} in --ckpt_path), or --data.fold "
+                f"{trained['fold']}."
             )
 
     def _rows(self) -> list[dict[str, Any]]:
