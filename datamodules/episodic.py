@@ -39,6 +39,8 @@ from fssbench.protocols.sampler import ShardedEpisodeSampler, next_epoch
 from fssbench.protocols.voting import KShot
 
 Selection = Literal["last", "base", "novel"]
+STAGE_LISTS = {"fit": ("training_classes", "val_manifest"), "validate": ("val_manifest",)}
+"""Stage -> the lists that it needs; every other stage needs the test episodes."""
 
 
 class EpisodicDataModule(LightningDataModule, ABC):
@@ -76,6 +78,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
     """
 
     gives: ClassVar[str] = "episodes"
+    training_remedy: ClassVar[str] = "Train on another data set."
+    """What to do where all classes of the data set are tested, and none is left to train on."""
 
     def __init__(
         self,
@@ -106,6 +110,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
         for name, value in (("shot", shot), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, not {value}.")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"data.num_workers must be at least 0, not {num_workers}.")
         if episodes_per_epoch is not None and episodes_per_epoch < 1:
             raise UserError(f"data.episodes_per_epoch must be at least 1, not {episodes_per_epoch}.")
         self.fold, self.shot, self.seed = fold, shot, seed
@@ -231,6 +237,10 @@ class EpisodicDataModule(LightningDataModule, ABC):
     @cached_property
     def training_classes(self) -> dict[int, list[str]]:
         """Base class -> its training images, for the classes that have at least K+1."""
+        if not self.dataset.base_classes(self.fold):
+            raise UserError(
+                f"All classes of {self.dataset.name} are tested, none is trained on. {self.training_remedy}"
+            )
         lists = training_lists(self.dataset, self.fold, self.training_policy)
         usable = {c: keys for c, keys in lists.items() if len(keys) > self.shot}
         if not usable:
@@ -259,8 +269,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
             return None
         return (
             f"The checkpoint was trained on {name} fold {fold} ({shot}-shot), with masks of classes that are novel in "
-            f"{self.dataset.name} fold {self.fold}. Use one whose training held them out; a method that may see them says so by "
-            "its track, in-domain or generalist."
+            f"{self.dataset.name} fold {self.fold}. Give one whose training held them out (with --folds, write {{fold}} in --ckpt_path); "
+            "a method that may see them says so by its track, in-domain or generalist."
         )
 
     def training_facts(self) -> dict[str, Any]:
@@ -279,6 +289,16 @@ class EpisodicDataModule(LightningDataModule, ABC):
             **({"image_size": self.other_image_size} if self.other_image_size else {}),
         }
 
+    def read(self, stage: str) -> None:
+        """Read the data set and the lists that `stage` needs. Raises `UserError` for what is wrong with them."""
+        for name in ("dataset", *STAGE_LISTS.get(stage, ("test_manifest",))):
+            getattr(self, name)
+
+    def take(self, other: EpisodicDataModule) -> None:
+        """Take over what another data module of the same configuration has read."""
+        names = ("dataset", "training_classes", "val_manifest", "test_manifest")
+        vars(self).update({name: vars(other)[name] for name in names if name in vars(other)})
+
     def setup(self, stage: str) -> None:
         """Read the lists that `stage` needs and learn the image size from the method."""
         if self.image_size is None:
@@ -286,11 +306,8 @@ class EpisodicDataModule(LightningDataModule, ABC):
             self.image_size = getattr(method, "image_size", None)
             if self.image_size is None:
                 raise UserError("The method does not say its image_size; give data.image_size.")
-        if stage == "fit":
-            _ = self.training_classes, self.val_manifest
-        elif stage == "validate":
-            _ = self.val_manifest
-        else:
+        self.read(stage)
+        if stage not in STAGE_LISTS:
             header = self.test_manifest.header
             if stage == "test":
                 self.refuse_missing_classes()

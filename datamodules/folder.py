@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
+from unicodedata import normalize
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from datamodules.places import data_root
 from fssbench.dataset import FewShotDataset, Split
 from fssbench.errors import UserError, nearest, some
 from fssbench.files import sha256_text
+from fssbench.images import UNREAD_SUFFIXES
 
 MaskLayout = Literal["auto", "binary", "index"]
 
@@ -33,12 +35,15 @@ class FolderDataset(FewShotDataset):
     Training and test use the same images (no class is in both) unless there are `root/train` and `root/test`, each with
     images and masks inside. `n_folds=1` tests every class; with more folds, fold f tests every n_folds-th class and
     trains on the others. Candidates of a class are the images with at least `min_pixels` pixels of it (and at least
-    one), in the order of their keys. A key is the image's path below `root`.
+    one), in the order of their keys. A key is the image's path below `root`; umlauts are always written as one letter
+    (Unicode's NFC), whatever the file system does.
 
     Every mask is read once when the data set is made. All such sets are called `folder`, so `mask_renderer` ends with a hash of
-    the test masks' names and pixel counts: neither another set nor a corrected one has the same manifests. Raises `UserError`, naming the file and the remedy, for missing
-    folders, folders without images, masks without image or of another size, unreadable or colour index masks, and
-    classes without a usable mask. Images without mask and empty masks are left out and listed.
+    the test masks' names and pixel counts: neither another set nor a corrected one has the same manifests.
+
+    Raises `UserError`, naming the file and the remedy, for missing folders, folders without images, masks without image or of
+    another size, unreadable or colour index masks, and classes without a usable mask. Images without mask and empty masks
+    are left out and listed.
 
     skipped  lines about the images left out, for reports
     """
@@ -98,7 +103,7 @@ class FolderDataset(FewShotDataset):
         empty: list[str] = []
         small: list[str] = []
         for pair, counts in zip(pairs, _count_all(pairs, self._files.index), strict=True):
-            key, mask = (path.relative_to(self.root).as_posix() for path in (pair.image, pair.mask))
+            key, mask = (_same(path.relative_to(self.root).as_posix()) for path in (pair.image, pair.mask))
             self._files.images[key] = pair.image
             self._files.masks.setdefault(key, {})[ids[pair.class_name]] = pair.mask
             pixels = {c: n for c, n in enumerate(counts) if 0 < c < 255 and n > 0}
@@ -221,7 +226,7 @@ def _match(part: Path, index: bool) -> list[_Pair]:
         raise UserError(f"{part / 'images'} holds no images. Put them there as JPEG or PNG.")
     pairs = []
     for folder in [part / "masks"] if index else _subfolders(part / "masks"):
-        class_name = "" if index else folder.name
+        class_name = "" if index else _same(folder.name)
         own = part / "images" / folder.name
         inside = _by_stem(own) if own.is_dir() and not index else {}
         masks = _by_stem(folder)
@@ -230,23 +235,31 @@ def _match(part: Path, index: bool) -> list[_Pair]:
         for stem, mask in masks.items():
             if stem not in images and stem not in inside:
                 raise UserError(
-                    f"{mask} has no image: expected {part / 'images' / stem} with .jpg, .png or a similar ending. Add "
-                    "the image or remove the mask."
+                    f"{mask} has no image: expected {part / 'images' / stem} with .jpg, .png or a similar ending. "
+                    f"{_image_remedy(part / 'images', stem)}"
                 )
             pairs.append(_Pair(inside.get(stem) or images[stem], mask, class_name))
     return pairs
 
 
 def _without_mask(part: Path, pairs: list[_Pair]) -> list[str]:
-    """A line about the images that no mask belongs to."""
+    """Lines about the images that no mask belongs to, and about those of a format that is not read."""
     folders = [part / "images", *_subfolders(part / "images")]
     unused = sorted({image for folder in folders for image in listing(folder)} - {pair.image for pair in pairs})
-    names = some(path.relative_to(part).as_posix() for path in unused)
-    return (
-        [f"{len(unused)} images in {part} without a mask left out: {names}. Add masks of the same name to use them."]
-        if unused
-        else []
-    )
+    unread = sorted(image for folder in folders for image in listing(folder, UNREAD_SUFFIXES))
+    return [
+        f"{len(files)} images in {part} {why} left out: {some(f.relative_to(part).as_posix() for f in files)}. {remedy}"
+        for files, why, remedy in (
+            (unused, "without a mask", "Add masks of the same name to use them."),
+            (unread, "of a format that is not read", "Save them as JPEG or PNG to use them."),
+        )
+        if files
+    ]
+
+
+def _image_remedy(images: Path, stem: str) -> str:
+    unread = [path for path in listing(images, UNREAD_SUFFIXES) if _same(path.stem) == stem]
+    return f"Save {unread[0].name} as JPEG or PNG." if unread else "Add the image or remove the mask."
 
 
 def _count_all(pairs: list[_Pair], index: bool) -> list[np.ndarray]:
@@ -260,12 +273,16 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     """Image files by name without ending."""
     found: dict[str, Path] = {}
     for path in listing(folder):
-        if path.stem in found:
-            raise UserError(
-                f"{found[path.stem]} and {path} have the same name. Rename or remove one: masks match by name."
-            )
-        found[path.stem] = path
+        stem = _same(path.stem)
+        if stem in found:
+            raise UserError(f"{found[stem]} and {path} have the same name. Rename or remove one: masks match by name.")
+        found[stem] = path
     return found
+
+
+def _same(name: str) -> str:
+    """A name however its umlauts are written: macOS and some archives write the letter and its dots apart."""
+    return normalize("NFC", name)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -282,6 +299,8 @@ class Folder(EpisodicDataModule):
         min_pixels: an image counts for a class that has at least this many pixels in it.
         kwargs: what every data module takes.
     """
+
+    training_remedy = "With --data.n_folds 4 each fold tests a fourth of the classes and trains on the others."
 
     def __init__(
         self, root: str, n_folds: int = 1, mask: MaskLayout = "auto", min_pixels: int = 0, **kwargs: Any

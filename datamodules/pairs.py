@@ -66,7 +66,7 @@ def count_pixels(image: Path, mask: Path, index: bool) -> np.ndarray:
     return np.bincount(values.reshape(-1), minlength=256)
 
 
-def listing(folder: Path) -> list[Path]:
+def listing(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """The image files of a folder that are not hidden, sorted by name as strings (10.jpg before 2.jpg)."""
-    files = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     return sorted((path for path in files if not path.name.startswith(".")), key=lambda path: path.name)

@@ -98,5 +98,14 @@ def data_folder() -> Path:
 
 
 def _folder(variable: str, default: Path) -> Path:
-    """The folder that an environment variable names; one that is set to nothing counts as not set."""
-    return Path(os.environ.get(variable) or default).expanduser()
+    """The folder that an environment variable names; one that is set to nothing counts as not set.
+
+    Raises `UserError` where it lies in the home folder of a user without one, as in some containers.
+    """
+    path = Path(os.environ.get(variable) or default)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"There is no home folder for {path}. Set HOME to a folder that you may write, or {variable}."
+        ) from error

@@ -27,6 +27,8 @@ from fssbench.files import written_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Endings of the files in a folder that are taken for images or masks, in any case."""
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf")
+"""Endings of photographs that a folder may hold and that are not read: who has some is told so."""
 IMAGE_INTERPOLATION = "pillow-bilinear-antialias"
 """Identifier of `resize_image`."""
 MASK_INTERPOLATION = "numpy-nearest-centre"
@@ -60,9 +62,20 @@ def read_binary_mask(path: str | Path, threshold: int = 128) -> np.ndarray:
     whose largest luminance is 1 is taken as a 0/1 mask. Raises `UserError` as `read_image` does.
     """
     with _opened(path) as image:
-        image = _upright(image)
-        grey = np.asarray(image if image.mode == "L" else _rgb(image, path, background="black").convert("L"))
-    return two_valued(grey, threshold)
+        return two_valued(_grey(_upright(image), path), threshold)
+
+
+def as_image(image: Image.Image) -> np.ndarray:
+    """A Pillow image as (H, W, 3) uint8 RGB with the pixels that it has in memory: as `read_image`, but never turned.
+
+    Raises `UserError` where it holds floating-point pixels.
+    """
+    return np.array(_rgb(image, "The Pillow image", background="white"))
+
+
+def as_binary_mask(image: Image.Image, threshold: int = 128) -> np.ndarray:
+    """A Pillow image as a two-valued mask (H, W) uint8 {0, 1}: as `read_binary_mask`, but never turned."""
+    return two_valued(_grey(image, "The Pillow image"), threshold)
 
 
 def two_valued(grey: np.ndarray, threshold: int = 128) -> np.ndarray:
@@ -169,6 +182,10 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image
+
+
+def _grey(image: Image.Image, path: str | Path) -> np.ndarray:
+    return np.asarray(image if image.mode == "L" else _rgb(image, path, background="black").convert("L"))
 
 
 def _rgb(image: Image.Image, path: str | Path, background: str) -> Image.Image:

@@ -23,11 +23,11 @@ from torch import Tensor
 from fssbench.encoders.ahead import as_input
 from fssbench.encoders.weights import load_plain
 from fssbench.errors import UserError, user_error_in
-from fssbench.images import read_binary_mask, read_image, resize_image, resize_mask, two_valued
+from fssbench.images import as_binary_mask, as_image, read_binary_mask, read_image, resize_image, resize_mask
 from fssbench.method import Features, FewShotMethod
 
 ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
-"""A file, an (H0, W0, 3) uint8 RGB array, or a Pillow image."""
+"""A file (turned as its EXIF says), an (H0, W0, 3) uint8 RGB array, or a Pillow image (taken as it is, not turned)."""
 MaskLike: TypeAlias = str | Path | np.ndarray | Image.Image
 """A file or Pillow image (white is the object), or an (H0, W0) array of bool or {0, 1, 255 = neither}."""
 
@@ -70,7 +70,11 @@ class Segmenter:
 
         Raises `UserError` where a mask marks nothing or has not the size of its image.
         """
-        if not images or len(images) != len(masks):
+        if any(isinstance(given, str | Path | Image.Image) for given in (images, masks)):
+            raise UserError(
+                "learn takes a list of images and a list of masks: learn([image], [mask]) for a single pair."
+            )
+        if len(images) == 0 or len(images) != len(masks):
             raise UserError(f"{len(images)} support image(s) and {len(masks)} mask(s): give one mask for each image.")
         side = self.method.image_size
         pictures, small = [], []
@@ -145,7 +149,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _image(image: ImageLike) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
-    pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image)
+    pixels = as_image(image) if isinstance(image, Image.Image) else np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise UserError(f"Expected an (H, W, 3) uint8 RGB image, got shape {pixels.shape} of {pixels.dtype}.")
     return pixels
@@ -155,7 +159,7 @@ def _mask(mask: MaskLike) -> np.ndarray:
     if isinstance(mask, str | Path):
         return read_binary_mask(mask)
     if isinstance(mask, Image.Image):
-        return two_valued(np.asarray(mask.convert("L")))
+        return as_binary_mask(mask)
     values = np.asarray(mask)
     if values.ndim != 2 or not np.isin(np.unique(values), (0, 1, 255)).all():
         raise UserError(

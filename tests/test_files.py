@@ -84,3 +84,16 @@ def test_each_folder_is_the_variables_or_the_default(monkeypatch: pytest.MonkeyP
         assert folder() == home / f"of {name}"
     monkeypatch.delenv("FSSBENCH_FEATURES")
     assert features_folder() == home / "of CACHE" / "features"
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_known(path: str) -> str:
+        return path  # what Python answers for a user that the system does not know, as in some containers
+
+    monkeypatch.setattr("os.path.expanduser", none_known)
+    for name in ("CACHE", "WEIGHTS"):
+        monkeypatch.delenv(f"FSSBENCH_{name}", raising=False)
+    with pytest.raises(UserError, match=r"no home folder for ~/\.cache/fssbench\. Set HOME .* or FSSBENCH_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("FSSBENCH_WEIGHTS", "/weights")
+    assert weights_folder() == Path("/weights")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fssbench.errors import UserError
 from fssbench.images import resize_image, resize_mask
@@ -72,6 +72,29 @@ def test_files_arrays_and_pillow_images_are_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[0], other)
 
 
+def test_pillow_images_are_flattened_as_files_are_but_not_turned(tmp_path: Path) -> None:
+    image, mask = picture((2, 3, 20, 30))
+    clear = Image.fromarray(np.dstack([image, np.where(mask == 1, 255, 0).astype(np.uint8)]))
+    painted = Image.fromarray(
+        np.dstack([np.full_like(image, 255), mask * 255])
+    )  # white everywhere, opaque on the object
+    clear.save(tmp_path / "a.png")
+    painted.save(tmp_path / "m.png")
+    found = []
+    for one, its_mask in [(tmp_path / "a.png", tmp_path / "m.png"), (clear, painted)]:
+        segmenter = Segmenter(FreeMethod(), "cpu")
+        segmenter.learn([one], [its_mask])
+        found.append(segmenter.logits(one))
+    np.testing.assert_array_equal(*found)
+
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=sideways)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert segmenter(turned).shape == (turned.height, turned.width) == (24, 40)
+    assert segmenter(tmp_path / "turned.png").shape == (40, 24)
+
+
 def test_a_checkpoint_is_enough(fitted: Path) -> None:  # noqa: F811
     segmenter = Segmenter.load(CHECKPOINT, "cpu")
     content = torch.load(CHECKPOINT, weights_only=True)
@@ -118,6 +141,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Call learn"):
         segmenter(image)
     for images, masks, message in [
+        ("a.jpg", "m.png", r"learn\(\[image\], \[mask\]\)"),
+        (Image.fromarray(image), [mask], r"learn\(\[image\], \[mask\]\)"),
         ([], [], "give one mask for each image"),
         ([image, image], [mask], r"2 support image\(s\) and 1 mask"),
         ([image], [mask[:-1]], "support image 1 is 40x24 pixels, its mask is 40x23"),

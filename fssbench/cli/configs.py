@@ -37,9 +37,10 @@ def find_config(name: str) -> Path:
             candidate = folder / f"{name}{suffix}"
             if candidate.is_file():
                 return candidate
+    alike = [known for known in known_configs() if Path(known).stem == Path(name).stem]
     raise UserError(
         f"No config '{name}': neither a file here nor a name in {', '.join(map(str, search_folders()))}."
-        f"{nearest(name, known_configs())}"
+        f"{nearest(alike[0] if alike else name, known_configs())}"
     )
 
 

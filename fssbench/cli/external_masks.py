@@ -39,7 +39,7 @@ class PNGMasks(Masks):
     """A folder of PNG files named by episode number."""
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png")
+        files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png")
         strange = [path.name for path in files if not path.stem.isdecimal()]
         if strange:
             raise UserError(

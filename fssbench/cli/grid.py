@@ -97,7 +97,9 @@ def take_axes(arguments: list[str]) -> tuple[list[str], Axes]:
         if name.removeprefix("--") in Axes._fields and name.startswith("--"):
             current = name.removeprefix("--")
             taken[current] = re.split("[, ]+", value) if value else []
-        elif current and re.fullmatch(r"all|\d+(,\d+)*", argument):
+        elif current and (
+            re.fullmatch(r"all|\d+(,\d+)*", argument) or not (taken[current] or argument.startswith("-"))
+        ):
             taken[current] += argument.split(",")
         else:
             current = None

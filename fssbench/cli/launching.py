@@ -117,7 +117,12 @@ class SubmititLauncher:
             import submitit
         except ImportError as error:
             raise UserError("--launcher slurm needs submitit: pip install 'fssbench[slurm]'.") from error
-        self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        try:
+            self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        except RuntimeError as error:
+            raise UserError(
+                f"--launcher {cluster}: {error} Start it on a login node, or leave --launcher out."
+            ) from error
         try:
             self.executor.update_parameters(**parameters)
             if cluster == "slurm":

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from fssbench.cli.run_help import GRID_OPTIONS
 from fssbench.errors import closest, nearest
 from fssbench.trainable import Trainable
 
@@ -96,6 +97,8 @@ def _missing(names: str, key: str) -> str:
 def _class_problem(key: str, path: str, reason: str, flat: str) -> str:
     """What is wrong with a class or one of its options; `flat` holds the value where `reason` was cut before it."""
     if found := re.search(r"Option '([^']+)' is not accepted", reason):
+        if found[1] == "class_path":
+            return f"{key}: options of the class belong below init_args, and nothing else beside class_path."
         return f"{key}.{found[1]}: {path} has no option '{found[1]}'.{nearest(found[1], init_options(path))}"
     if found := re.search(r'Parser key "([\w.]+)"', reason):
         name = f"{key}.{found[1]}"
@@ -140,6 +143,7 @@ def _option_hint(name: str, names: list[str]) -> str:
     dashes = "--" if name.startswith("-") else ""
     key = name.lstrip("-").partition("=")[0]
     head, dot, rest = key.partition(".")
+    names = [*names, *(option.partition(" ")[0] for option in GRID_OPTIONS)]
     heads = sorted({option.partition(".")[0] for option in names})
     if dot and head not in heads:
         return _close(head, heads, dashes, f".{rest}")

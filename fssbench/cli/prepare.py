@@ -12,7 +12,7 @@ from fssbench.errors import UserError, nearest
 from fssbench.files import data_folder
 from fssbench.preparation import seal
 from fssbench.preparation.fetch import Source, fetch, verify
-from fssbench.preparation.unpack import unpack
+from fssbench.preparation.unpack import refuse_no_archive, unpack
 
 if TYPE_CHECKING:
     from datamodules.recipes import Recipe
@@ -58,6 +58,8 @@ def _prepare(options: argparse.Namespace, recipe: Recipe, root: Path) -> int:
     sources = [source for source in recipe.sources if training or source.file not in recipe.training]
     for source in sources:  # before the folder is marked: a mistake leaves it as it was
         _refuse_missing(source, root, archives, options)
+        if source.file in archives:
+            refuse_no_archive(archives[source.file])
     done = seal.begin(root, options.dataset)
     for source in sources:
         _provide(source, root, archives, options, done)

@@ -21,7 +21,7 @@ from fssbench import __version__
 from fssbench.checkpoint import completed, without
 from fssbench.cli.provenance import data_of, method_config, now, result_key, result_record, unfinished
 from fssbench.cli.tracking import log_record
-from fssbench.errors import UserError
+from fssbench.errors import UserError, some
 from fssbench.files import require_writable, write_text_whole
 from fssbench.images import write_mask
 from fssbench.method import FewShotMethod
@@ -273,10 +273,11 @@ def unfinished_run(
     theirs = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
     changeable = [*(f"model.init_args.{name}" for name in neutral), *LOADING]
     theirs, config = (without(settings, changeable) for settings in (completed(theirs, config, defaults), config))
-    different = sorted(k for k in {*theirs, *config} - set(RUN_KEYS) if theirs.get(k) != config.get(k))
+    keys = {*theirs, *config} - set(RUN_KEYS)
+    different = [name for key in sorted(keys) for name in differing(theirs.get(key), config.get(key), key)]
     if different:
         raise UserError(
-            f"{run_dir} holds a run with other settings ({', '.join(different)}). Choose another --run_dir or --name, or "
+            f"{run_dir} holds a run with other settings ({some(different)}). Choose another --run_dir or --name, or "
             f"replace it with --overwrite always."
         )
     if (run_dir / NOTE_FILE).exists():
@@ -287,6 +288,15 @@ def unfinished_run(
 def beside(path: Path, observer: str) -> Path:
     """The file with an observer's numbers beside a record."""
     return path.with_suffix(f".{observer}.csv")
+
+
+def differing(one: Any, other: Any, name: str) -> list[str]:
+    """The options, as one writes them on the command line, in which two configurations below `name` differ."""
+    if one == other:
+        return []
+    if not (isinstance(one, dict) and isinstance(other, dict)) or one.get("class_path") != other.get("class_path"):
+        return [name.replace(".init_args", "")]
+    return [part for key in sorted({*one, *other}) for part in differing(one.get(key), other.get(key), f"{name}.{key}")]
 
 
 def holds(path: Path, key: Key, dtype: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from fssbench.cli.configs import told
 from fssbench.cli.grid import option
 from fssbench.cli.running import drop_option, run_once
 from fssbench.errors import UserError
@@ -87,6 +88,7 @@ def run_again(record: ResultRecord, extra: list[str], folder: Path) -> int:
     config = {key: value for key, value in record.provenance.config.items() if key not in OURS}
     file = folder / "recorded.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    told.add(file)  # ours, and gone when the user reads its name
     arguments = ["--config", str(file), "--name", record.key.method, "--results", str(folder / "results")]
     with redirect_stdout(io.StringIO()):  # its record is not kept, so its path is of no use
         return run_once("test", [*arguments, *extra])

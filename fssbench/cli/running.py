@@ -89,7 +89,7 @@ def refuse_if_none_can_run(runs: Iterable[list[str]]) -> None:
         try:
             module = data_module(checked_config(arguments)["data"])
             if isinstance(module, EpisodicDataModule):
-                module.make_dataset()
+                _ = module.dataset
         except UserError as error:
             problems.append(error)
         else:

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from fssbench.cli.messages import quiet
 from fssbench.cli.parsing import instantiated, new_parser, register_classes
-from fssbench.errors import UserError
+from fssbench.errors import UserError, some
 from fssbench.files import written_whole
-from fssbench.images import IMAGE_SUFFIXES, read_image, write_mask
+from fssbench.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image, write_mask
 from fssbench.method import FewShotMethod
 from fssbench.segmenter import Segmenter
 from fssbench.viz import overlay
@@ -50,13 +50,15 @@ def run(verb: str, arguments: list[str]) -> int:
                         "(and --model.* options)")  # fmt: skip
     options, rest = parser.parse_known_args(arguments)
     quiet()
-    targets = outputs(images_in(options.images), options.out)
+    found, unread = images_in(options.images, options.out)
+    targets = outputs(found, options.out)
     segmenter = Segmenter(_configured(options.config, rest), options.device) if options.ckpt_path is None else (
         _trained(options, rest)
     )  # fmt: skip
     images, masks = zip(*options.support, strict=True)
     segmenter.learn(images, masks)
-    unreadable = []
+    unreadable = [_not_read(unread)] if unread else []
+    done = 0
     for image, target in tqdm(targets.items(), "segmenting", delay=3, unit="image"):
         try:
             pixels = read_image(image)
@@ -65,30 +67,47 @@ def run(verb: str, arguments: list[str]) -> int:
             continue
         mask = segmenter(pixels)
         write_mask(target, mask.astype(np.uint8) * 255)
+        done += 1
         if options.overlays:
             _write_overlay(target.with_name(f"{target.stem}_overlay.jpg"), pixels, mask)
-    print(f"{len(targets) - len(unreadable)} mask(s) in {options.out}")
+    print(f"{done} mask(s) in {options.out}")
     for message in unreadable:
         print(f"fssbench: {message}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def images_in(paths: Iterable[str]) -> list[tuple[Path, Path]]:
-    """(file, its path below the folder that was named) of every image; folders are searched with their subfolders."""
-    found = []
+def images_in(paths: Iterable[str], out: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """(file, its path below the folder that was named) of every image, and the photographs in formats that are not read.
+
+    Folders are searched with their subfolders, but not hidden ones, and not `out`, where an earlier run left its masks.
+    Raises `UserError` for a path that is missing, and for a folder without an image.
+    """
+    found, unread = [], []
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            if not files:
-                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}). Name another folder, or files.")
-            found += [(file, file.relative_to(path)) for file in files]
+            own = out.resolve() if path.resolve() in out.resolve().parents else None
+            below = sorted(file for file in path.rglob("*") if _is_visible(file.relative_to(path)))
+            below = [file for file in below if own is None or own not in file.resolve().parents]
+            images = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES]
+            others = [file for file in below if file.suffix.lower() in UNREAD_SUFFIXES]
+            if not images:
+                reason = f" {_not_read(others)}" if others else " Name another folder, or files."
+                raise UserError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}).{reason}")
+            found += [(file, file.relative_to(path)) for file in images]
+            unread += others
         elif path.is_file():
             found.append((path, Path(path.name)))
         else:
             raise UserError(f"{path} does not exist. Name an image or a folder of images after --images.")
-    return found
+    return found, unread
+
+
+def _is_visible(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _not_read(files: list[Path]) -> str:
+    return f"{len(files)} image(s) of a format that is not read: {some(files)}. Save them as JPEG or PNG."
 
 
 def outputs(images: list[tuple[Path, Path]], folder: Path) -> dict[Path, Path]:

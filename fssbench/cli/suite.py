@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fssbench.cli.configs import find_config, read_config
-from fssbench.errors import UserError
+from fssbench.errors import UserError, closest
 
 AXES = ("folds", "shots", "seeds")
 
@@ -63,9 +63,9 @@ def arguments_of(options: dict[str, Any], path: Path) -> list[str]:
     for key, value in options.items():
         for item in value if key == "config" and isinstance(value, list) else [value]:
             if isinstance(item, dict | list):
-                raise UserError(
-                    f"{path}: `{key}` must be one value; write deeper keys with dots, e.g. trainer.devices: 1."
-                )
+                axis = closest(key, AXES)
+                hint = f"Did you mean '{axis}'?" if axis else "Write deeper keys with dots, e.g. trainer.devices: 1."
+                raise UserError(f"{path}: `{key}` must be one value. {hint}")
             text = {True: "true", False: "false", None: "null"}[item] if isinstance(item, bool | None) else str(item)
             words += [f"--{key}", text]
     return words

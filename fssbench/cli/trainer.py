@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from datamodules.episodic import EpisodicDataModule
-from fssbench.checkpoint import class_path
+from fssbench.checkpoint import checkpoint_mismatch, class_path
 from fssbench.cli.grid import config_names
 from fssbench.cli.messages import parse_message
 from fssbench.cli.parsing import new_parser, option_names, register_classes, verb_help
@@ -157,16 +157,18 @@ class FssbenchCLI(LightningCLI):
         return config[self.subcommand] if self.subcommand else config
 
     def instantiate_classes(self) -> None:
-        """Make method, data module and trainer. The data set comes first: a wrong folder is told at once, not after
-        weights were downloaded."""
+        """Make method, data module and trainer. The data come first: a wrong folder, or a class with too few images, is told
+        at once, not after weights were downloaded."""
         try:
             first = data_module(self._own(self.config)["data"])
-            dataset = first.dataset if isinstance(first, EpisodicDataModule) else None
+            if isinstance(first, EpisodicDataModule) and self.subcommand:
+                first.read(self.subcommand)
+            self._check_class_of_checkpoint()
             super().instantiate_classes()
         except ValueError as error:
             raise user_error_in(error) or error from None
-        if dataset is not None:
-            self.datamodule.dataset = dataset  # it may have read every mask: once is enough
+        if isinstance(first, EpisodicDataModule):
+            self.datamodule.take(first)  # it may have read every mask: once is enough
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not go together, and give a method its feature cache."""
@@ -244,7 +246,12 @@ class FssbenchCLI(LightningCLI):
     # -- running --------------------------------------------------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Keep, continue or refuse a run that exists."""
+        """Refuse a method that says nothing about training; keep, continue or refuse a run that exists."""
+        if type(self.model).configure_optimizers is LightningModule.configure_optimizers:
+            raise UserError(
+                f"{class_path(type(self.model))} has no configure_optimizers, so there is nothing to fit. Run `fssbench test` with it "
+                "right away, or return its optimiser there."
+            )
         self.check_checkpoint()
         own = self._own(self.config_init)
         self._check_end(own["trainer"])
@@ -277,20 +284,30 @@ class FssbenchCLI(LightningCLI):
     before_test = before_predict = before_validate
 
     def check_checkpoint(self) -> None:
-        """Refuse a missing, damaged or foreign checkpoint, and one of another method or other settings."""
+        """Refuse a missing, damaged or foreign checkpoint, one of another method or other settings, and one whose training has
+        seen the classes that are novel here."""
         path = self._own(self.config_init).get("ckpt_path")
         if path is None:
             return
-        hint = "Train one with `fssbench fit`, or give another --ckpt_path."
-        checkpoint = load_plain(path, "Checkpoint", hint)
-        if not isinstance(checkpoint, dict):
-            raise UserError(f"{path} holds no checkpoint. {hint}")
-        problem = self.model.checkpoint_problem(checkpoint.get("fssbench"))
-        if problem is None and isinstance(self.datamodule, EpisodicDataModule):
-            facts = checkpoint["fssbench"].get("training", {})
-            problem = self.datamodule.training_problem(facts, goes_on=self.subcommand == "fit")
+        facts = checkpoint_facts(path)
+        problem = self.model.checkpoint_problem(facts)
+        if facts is not None and problem is None and isinstance(self.datamodule, EpisodicDataModule):
+            problem = self.datamodule.training_problem(facts.get("training", {}), goes_on=self.subcommand == "fit")
             if problem and self.subcommand != "fit" and self.model.metadata().get("track") in SEES_NOVEL:
                 problem = None
+        if problem:
+            raise UserError(f"{path}: {problem}")
+
+    def _check_class_of_checkpoint(self) -> None:
+        """The part of `check_checkpoint` that needs no method, which may have to download weights first."""
+        own = self._own(self.config)
+        path = own.get("ckpt_path")
+        if path is None:
+            return
+        facts = checkpoint_facts(path)
+        package, _, name = own["model"].class_path.rpartition(".")
+        settings = facts["settings"] if facts else {}
+        problem = checkpoint_mismatch(facts, class_path(getattr(import_module(package), name)), settings)
         if problem:
             raise UserError(f"{path}: {problem}")
 
@@ -311,6 +328,16 @@ def data_module(config: Any) -> LightningDataModule:
     package, _, name = config.class_path.rpartition(".")
     module: LightningDataModule = getattr(import_module(package), name)(**config.init_args.as_dict())
     return module
+
+
+def checkpoint_facts(path: str) -> dict[str, Any] | None:
+    """What a checkpoint says about its method; None where fssbench did not make it. Raises `UserError` where there is no
+    checkpoint, or a damaged one."""
+    hint = "Train one with `fssbench fit`, or give another --ckpt_path."
+    content = load_plain(path, "Checkpoint", hint)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no checkpoint. {hint}")
+    return content.get("fssbench")
 
 
 def default_loggers(run_dir: Path) -> list[Logger]:

@@ -22,6 +22,7 @@ def unpack(archive: Path, target: Path) -> None:
     It is unpacked into a hidden folder first and moved when it is complete. Raises `UserError` where the archive is
     damaged or cut off, is of another kind, wants to write outside the target, or does not fit on the disk.
     """
+    refuse_no_archive(archive)
     target.mkdir(parents=True, exist_ok=True)
     hidden = target / f".unpacking-{archive.name}"
     shutil.rmtree(hidden, ignore_errors=True)
@@ -29,10 +30,8 @@ def unpack(archive: Path, target: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             _unzip(archive, hidden)
-        elif tarfile.is_tarfile(archive):
-            _untar(archive, hidden)
         else:
-            raise UserError(f"{archive} is no zip or tar archive, or it is damaged or cut off. Get it again.")
+            _untar(archive, hidden)
         _move(hidden, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{archive} is damaged or cut off ({error}). Get it again.") from None
@@ -42,6 +41,18 @@ def unpack(archive: Path, target: Path) -> None:
         raise UserError(f"Cannot unpack {archive} into {target}: {error.strerror}. Nothing of it was kept.") from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def refuse_no_archive(archive: Path) -> None:
+    """Raise `UserError` for a file that is neither zip nor (compressed) tar, or a zip that is cut off; reads little of it."""
+    try:
+        known = zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)
+    except (EOFError, zlib.error):
+        known = False
+    except OSError as error:
+        raise UserError(f"Cannot read {archive}: {error.strerror}. Check the path and permissions.") from None
+    if not known:
+        raise UserError(f"{archive} is no zip or tar archive, or it is damaged or cut off. Get it again.")
 
 
 def _unzip(archive: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fssbench.dataset import FewShotDataset, ObjectDataset
-from fssbench.errors import TooFewImages, UserError
+from fssbench.errors import TooFewImages, UserError, some
 from fssbench.protocols import bam_compat, clean_v1, hsnet_compat
 
 SmallClasses = Literal["error", "leave-out"]
@@ -39,12 +39,21 @@ def clean(
 ) -> tuple[list[Episode], list[int]]:
     """`clean-v1` episodes, classes `in_order`, and the ids of classes that were left out."""
     episodes: list[Episode] = []
-    left_out: list[int] = []
     wanted = dataset.novel_classes(fold) if classes == "novel" else dataset.val_classes or dataset.base_classes(fold)
-    for class_id in in_order(dataset, wanted):
-        keys = {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
-        if len(keys) <= shot and small_classes == "leave-out":
-            left_out.append(class_id)
+    named = {
+        class_id: {dataset.episode_name(key): key for key in dataset.candidates(class_id, "test")}
+        for class_id in in_order(dataset, wanted)
+    }
+    left_out = [class_id for class_id, keys in named.items() if len(keys) <= shot]
+    if left_out and small_classes == "error":
+        counts = some(f"{dataset.class_names[class_id]} ({len(named[class_id])})" for class_id in left_out)
+        raise TooFewImages(
+            f"{len(left_out)} of {len(named)} classes of {dataset.name} fold {fold} have fewer images than the {shot + 1} "
+            f"that {shot}-shot episodes need: {counts}. Add images, use fewer shots, or leave such classes out with "
+            "--data.small_classes leave-out."
+        )
+    for class_id, keys in named.items():
+        if class_id in left_out:
             continue
         drawn = clean_v1.class_episodes(dataset.draw_name, dataset.label(class_id), list(keys), per_class, shot, seed)
         episodes += [Episode(class_id, keys[query], tuple(keys[s] for s in supports)) for query, supports in drawn]

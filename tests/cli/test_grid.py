@@ -53,6 +53,8 @@ def test_folds_shots_and_seeds_are_taken_out(arguments: str, rest: str, axes: Ax
 def test_other_values_are_refused(words: str) -> None:
     with pytest.raises(UserError, match=f"{words[:7]} needs "):
         take_axes(words.split())
+    with pytest.raises(UserError, match="got 'one'"):
+        take_axes(["--folds", "one", "--a"])
 
 
 def test_placeholders_are_filled_in_everywhere() -> None:
@@ -163,7 +165,8 @@ def test_a_suite_runs_what_is_missing(cells: list[list[str]], capsys: pytest.Cap
         ("shots: [1]\n", "`methods` must hold"),
         ("methods: {a: x}\n", "methods.a must hold options"),
         ("methods: {a: {}}\nshots: [[1]]\n", "`shots` must be a number"),
-        ("methods: {a: {trainer: {devices: 1}}}\n", "write deeper keys with dots"),
+        ("methods: {a: {trainer: {devices: 1}}}\n", "Write deeper keys with dots"),
+        ("methods: {a: {}}\nshot: [1, 5]\n", "`shot` must be one value. Did you mean 'shots'?"),
     ],
 )
 def test_a_file_that_is_no_suite_is_refused(here: Path, content: str, expected: str) -> None:
@@ -298,7 +301,7 @@ def test_a_character_may_be_cut_in_two_while_it_is_read() -> None:
     assert "".join(heard) == said
 
 
-def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:
+def test_submitit_runs_cells_and_reports_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="needs the extra slurm: pip install 'fssbench[slurm]'")
     launcher = SubmititLauncher("local", 2, {"timeout_min": 2}, tmp_path / "jobs")
     found = {cell.name: outcome for cell, outcome in launcher.run(_cells("--version", "tets"))}
@@ -307,6 +310,9 @@ def test_submitit_runs_cells_and_reports_failures(tmp_path: Path) -> None:
     assert "Unknown verb 'tets'" in found["cell 1"].message
     with pytest.raises(UserError, match="--slurm: .*speed"):
         SubmititLauncher("local", 1, {"speed": 5}, tmp_path / "jobs")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="--launcher slurm: .*srun.*Start it on a login node"):
+        SubmititLauncher("slurm", 1, {}, tmp_path / "jobs")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (89, "89 s"), (100, "2 min"), (12_000, "3 h 20 min")])
@@ -422,17 +428,17 @@ def test_a_failed_run_is_on_the_board_until_it_succeeds(
     cells: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["test", *TOY, "--model.bias", "0.4", "--folds", "0", "1"]
-    Path("config.yaml").write_text("data: {init_args: {protocol: bam-compat}}\n")
+    Path("config.yaml").write_text("data: {init_args: {manifest: gone.jsonl}}\n")
     assert main([*arguments, "--config", "config.yaml"]) == 1
     capsys.readouterr()
     (one, two) = load_board("results").failed
     assert (one.name, two.name) == ("fold 0", "fold 1")
-    assert "data.protocol bam-compat is not defined for toy" in one.reason
+    assert "Cannot read the episode manifest gone.jsonl" in one.reason
     assert main(["leaderboard"]) == 0
     assert f"fssbench: failed: fold 0, fold 1: {one.reason}" in capsys.readouterr().err
     assert main(["leaderboard", "--format", "html"]) == 0
     assert "Failed runs" in Path("board.html").read_text()
-    Path("config.yaml").write_text("data: {init_args: {protocol: clean-v1}}\n")
+    Path("config.yaml").write_text("data: {init_args: {manifest: null}}\n")
     assert main([*arguments, "--config", "config.yaml"]) == 0
     assert load_board("results").failed == []
 
@@ -450,6 +456,15 @@ def test_a_missing_data_folder_is_told_once(cells: list[list[str]], capsys: pyte
     assert main(["test", "--model", "tests.toy.FreeMethod", *missing, "--shots", "1", "5"]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("The data folder nowhere is missing") == 1
+    assert cells == []
+    assert load_board("results").failed == []
+
+
+def test_folds_that_the_data_do_not_have_are_refused_before_any_run(
+    cells: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", *TOY, "--folds", "7"]) == 2
+    assert "folds 0 to 1, not data.fold=7" in capsys.readouterr().err
     assert cells == []
     assert load_board("results").failed == []
 

@@ -32,7 +32,15 @@ Output = pytest.CaptureFixture[str]
         ("--data.augment flips", "data.augment: expected none or flip or standard", "Did you mean 'flip'?"),
         ("--data.fold 7", "folds 0 to 1, not data.fold=7", ""),
         ("--data.shot 0", "data.shot must be at least 1", ""),
-        ("--data.shot 6", "6-shot episodes need at least 7", "small_classes"),
+        ("--data.num_workers -1", "data.num_workers must be at least 0, not -1", ""),
+        ("--fold 0", "Unknown argument --fold", "Did you mean '--folds'?"),
+        ("--shot 5", "Unknown argument --shot", "Did you mean '--shots'?"),
+        ("--config prototype", "No config 'prototype'", "Did you mean 'methods/prototype.yaml'?"),
+        (
+            "--data.shot 6",
+            "fewer images than the 7 that 6-shot episodes need: thing",
+            "--data.small_classes leave-out",
+        ),
         ("--dat.fold 1", "--dat.fold", "Did you mean '--data.fold'?"),
         ("--trainer.max_epoch 1", "--trainer.max_epoch", "Did you mean '--trainer.max_epochs'?"),
         ("--trainer.max_epochs x", "trainer.max_epochs: expected int or null, not 'x'", ""),
@@ -76,6 +84,14 @@ def test_a_wrong_config(text: str, wrong: str, remedy: str, here: Path, capsys: 
     assert remedy in line
 
 
+def test_options_beside_class_path_are_told_where_they_belong(here: Path, capsys: Output) -> None:
+    Path("own.yaml").write_text("model: {class_path: tests.toy.FreeMethod, lr: 1.0}\n")
+    line = error_line(capsys, ["test", "--config", "own.yaml", *FREE[2:]])
+    assert line == (
+        "fssbench: own.yaml: model: options of the class belong below init_args, and nothing else beside class_path."
+    )
+
+
 def test_the_author_of_a_class_is_quoted(here: Path, capsys: Output) -> None:
     """What a class says about its settings arrives as it is, though jsonargparse makes the class."""
     line = error_line(capsys, ["episodes", "build", "--data", "tests.toy.Toy", "--data.batch_size", "0"])
@@ -116,6 +132,25 @@ def test_a_wrong_data_folder_is_told_before_weights_are_looked_for(here: Path, c
     model = ["--model", "Prototype", "--model.backbone_weights", "nowhere.pth"]
     line = error_line(capsys, ["test", *model, "--config", "data/coco20i.yaml", "--data.root", "nowhere"])
     assert "The data folder nowhere is missing" in line
+
+
+def test_a_checkpoint_of_another_method_is_told_before_weights_are_looked_for(fitted: Path, capsys: Output) -> None:
+    model = ["--model", "Prototype", "--model.backbone_weights", "nowhere.pth", *LOADED[2:]]
+    assert "is of tests.toy.ColourMethod, the configuration asks for methods.prototype" in error_line(
+        capsys, ["test", *model]
+    )
+    assert "gone.ckpt does not exist" in error_line(capsys, ["test", *model, "--ckpt_path", "gone.ckpt"])
+
+
+def test_a_method_without_an_optimiser_is_not_fitted(here: Path, capsys: Output) -> None:
+    Path("own.py").write_text(
+        "from tests.toy import ColourMethod\nfrom fssbench.method import FewShotMethod\n\n\n"
+        "class Own(ColourMethod):\n    configure_optimizers = FewShotMethod.configure_optimizers\n"
+    )
+    line = error_line(capsys, ["fit", "--model", "own.Own", *TRAINED[2:], "--trainer.max_epochs", "1"])
+    assert line.startswith(
+        "fssbench: own.Own has no configure_optimizers, so there is nothing to fit. Run `fssbench test`"
+    )
 
 
 def test_a_gpu_that_is_not_there(here: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +238,20 @@ def test_a_result_of_forked_processes_is_kept(here: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO"):
         assert main(["test", *FREE, *two]) == 0
     assert "kept: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("test", "1 of 4 classes of folder fold 0 have fewer images than the 2 that 1-shot episodes need: dog (1)."),
+        ("fit", "All classes of folder are tested, none is trained on. With --data.n_folds 4"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_said_before_weights_are_looked_for(
+    verb: str, message: str, here: Path, capsys: Output
+) -> None:
+    make_folder(here / "photos")
+    for mask in sorted((here / "photos" / "masks" / "dog").iterdir())[1:]:
+        mask.unlink()
+    command = [verb, "--config", "methods/comp.yaml", "--model.backbone_weights", "none.pth", *QUIET]
+    assert message in error_line(capsys, [*command, "--config", "data/folder.yaml", "--data.root", "photos"])

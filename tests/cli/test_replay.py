@@ -32,8 +32,9 @@ def test_a_replay_says_that_the_counts_are_identical(fitted: Path, capsys: Outpu
     before = path.read_bytes()
     capsys.readouterr()
     assert main(["replay", str(path)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.startswith("identical: all counts of 16 episodes; mIoU ")
+    assert "config " not in err, "the file of the replay is nothing to the user"
     assert path.read_bytes() == before
     assert only_record() == path, "nothing is added to the results"
 

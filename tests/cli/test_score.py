@@ -119,6 +119,11 @@ def _broken(folder: Path) -> str:
     return "000004.png cannot be read"
 
 
+def test_hidden_files_are_no_masks(predicted: Path) -> None:
+    (predicted / "._000001.png").write_bytes(b"left by macOS")
+    assert main(SCORE) == 0
+
+
 PROBLEMS = [_missing, _extra, _wrong_size, _twice, _strange_name, _grey, _colour, _broken]
 
 

@@ -55,6 +55,33 @@ def test_a_damaged_image_is_named_and_the_others_get_their_masks(here: Path, cap
     assert sorted(p.name for p in Path("masks").rglob("*.png")) == ["a.png", "c.png"]
 
 
+def test_formats_that_are_not_read_are_named_and_the_others_get_their_masks(here: Path, capsys: Output) -> None:
+    support = photographs(here)
+    for name in ("IMG_1.HEIC", "more/IMG_2.heic", "clip.mov", ".hidden/d.jpg", "._a.jpg"):
+        (here / "photos" / name).parent.mkdir(exist_ok=True)
+        (here / "photos" / name).write_bytes(b"x")
+    command = ["segment", "--model", "tests.toy.FreeMethod", *support, "--device", "cpu", "--images"]
+    assert main([*command, "photos"]) == 1
+    printed = capsys.readouterr()
+    assert "3 mask(s) in masks" in printed.out
+    said = (
+        "2 image(s) of a format that is not read: photos/IMG_1.HEIC, photos/more/IMG_2.heic. Save them as JPEG or PNG."
+    )
+    assert f"fssbench: {said}" in printed.err
+    for file in [*Path("photos").glob("*.jpg"), *Path("photos").glob("*.png")]:
+        file.unlink()
+    Path("photos/more/c.jpg").unlink()
+    assert said in error_line(capsys, [*command, "photos"])
+
+
+def test_masks_of_an_earlier_run_are_no_images(here: Path, capsys: Output) -> None:
+    support = photographs(here)
+    command = ["segment", "--model", "tests.toy.FreeMethod", *support, "--device", "cpu", "--images", "photos"]
+    for _ in range(2):
+        assert main([*command, "--out", "photos/more/masks"]) == 0
+        assert "3 mask(s) in photos/more/masks" in capsys.readouterr().out
+
+
 def test_mistakes_are_answered_in_one_line(fitted: Path, capsys: Output) -> None:
     support = photographs(fitted)
     (fitted / "empty").mkdir()

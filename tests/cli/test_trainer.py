@@ -108,7 +108,7 @@ def test_a_fit_is_kept_whatever_the_cache_and_before_an_option_existed(
 
 def test_a_fit_with_other_settings_is_refused_in_the_same_folder(fitted: Path, capsys: Output) -> None:
     line = error_line(capsys, ["fit", *TRAINED, *SHORT, "--model.lr", "0.2"])
-    assert "other settings (model)" in line
+    assert "other settings (model.lr)" in line
     assert "--run_dir" in line
     assert "holds a run already" in error_line(capsys, ["fit", *TRAINED, *SHORT, "--overwrite", "never"])
 

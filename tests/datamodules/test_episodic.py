@@ -124,7 +124,7 @@ def test_a_manifest_file_is_used_and_checked(tmp_path: Path) -> None:
         ({"shot": 0}, "shot must be at least 1"),
         ({"batch_size": 0}, "batch_size"),
         ({"episodes_per_epoch": 0}, "episodes_per_epoch"),
-        ({"shot": 6}, "6 candidate"),
+        ({"shot": 6}, "7 that 6-shot episodes need: thing"),
     ],
 )
 def test_bad_values_are_refused(kwargs: dict[str, int], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -174,6 +175,30 @@ def test_empty_masks_are_listed(tmp_path: Path, layout: str, empty: int) -> None
     assert "images/photo00.jpg" not in dataset.candidates(1, "test")
     assert len(dataset.skipped) == 1
     assert f"1 empty masks left out: {mask.relative_to(tmp_path).as_posix()}." in dataset.skipped[0]
+
+
+def test_umlauts_match_however_they_are_written(tmp_path: Path) -> None:
+    apart, together = (normalize(form, "Größe_ü") for form in ("NFD", "NFC"))
+    assert apart != together
+    for number, (image, mask) in enumerate([(apart, together), (together, apart)]):
+        save(tmp_path / "images" / f"{image}{number}.png", np.zeros((4, 4, 3)))
+        save(tmp_path / "masks" / normalize("NFD", "Küche") / f"{mask}{number}.png", np.full((4, 4), 255))
+    dataset = FolderDataset(tmp_path)
+    assert dataset.class_names == {1: normalize("NFC", "Küche")}
+    keys = [f"images/{together}{number}.png" for number in (0, 1)]  # the same on every machine
+    assert dataset.candidates(1, "test") == keys
+    assert all(dataset.read_mask(key, 1).all() and dataset.read_image(key).shape == (4, 4, 3) for key in keys)
+
+
+def test_photographs_of_a_format_that_is_not_read_are_listed(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "images" / "IMG_1.HEIC").write_bytes(b"x")
+    (skipped,) = FolderDataset(tmp_path).skipped
+    assert "1 images in" in skipped
+    assert "not read left out: images/IMG_1.HEIC. Save them as JPEG or PNG" in skipped
+    save(tmp_path / "masks" / "cat" / "IMG_1.png", np.full((4, 4), 255))
+    with pytest.raises(UserError, match=r"cat/IMG_1\.png has no image: .* Save IMG_1\.HEIC as JPEG or PNG\."):
+        FolderDataset(tmp_path)
 
 
 # --- mistakes ---

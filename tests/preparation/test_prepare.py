@@ -198,6 +198,12 @@ def test_missing_sources_say_where_to_get_them(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_wrong_or_cut_archive(archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "PASCAL"
+    page = tmp_path / "page" / "benchmark.tgz"
+    page.parent.mkdir()
+    page.write_text("<html>this link has moved</html>")
+    message = error_of(capsys, "pascal5i", "--root", root, "--from", page, archives / "VOCtrainval_11-May-2012.tar")
+    assert "benchmark.tgz is no zip or tar archive" in message
+    assert not root.exists(), "a mistake marks no folder as half prepared"
     message = error_of(capsys, "pascal5i", "--root", root, "--from", archives)
     assert "its MD5 is" in message
     assert "expected 6cd6e144f989b92b3379bac3b3de84fd" in message

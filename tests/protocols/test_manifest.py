@@ -140,7 +140,7 @@ def test_verify_names_what_differs(tmp_path: Path) -> None:
 
 def test_small_classes_are_an_error_or_left_out_and_listed() -> None:
     dataset = ToyDataset({1: 6, 2: 3, 3: 6, 4: 6})
-    with pytest.raises(UserError, match="'02' of toy has 3 candidate"):
+    with pytest.raises(UserError, match=r"4 that 3-shot episodes need: thing 2 \(3\)"):
         build_manifest(dataset, 0, 3)
     header = build_manifest(dataset, 0, 3, small_classes="leave-out").header
     assert header.left_out == {"2": "thing 2"}
