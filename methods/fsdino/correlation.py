@@ -144,14 +144,14 @@ def token_signs(
     exclude: bool = False,
     balance: bool = False,
 ) -> Tensor:
-    """The factor of each support token's correlations: (B, h, w) in [-1, 1].
+    """The factor of each support token's correlations: (..., h, w) in [-1, 1]; every support of a batch by itself.
 
     Foreground counts 1 (soft: its part of the token). Background counts 0, with `ce` -1: H = C M, or H = C (2 M - 1);
     with `balance` all background of a support together at most as much as its foreground: H = C (M - w (1 - M)).
     Where ignored pixels are excluded, a token is background only where that covers it to `threshold` (soft: by its
     part), and a token that is neither counts 0.
 
-    foreground, background  (B, h, w) in [0, 1], as `pooling_weights` gives them, the foreground with its fallback
+    foreground, background  (..., h, w) in [0, 1], as `pooling_weights` gives them, the foreground with its fallback
     """
     if mask == "binary":
         foreground = ((foreground >= threshold) & (foreground > 0)).to(foreground)
@@ -162,7 +162,7 @@ def token_signs(
     if exclude:
         other = torch.minimum(background, other)
     if balance:
-        inside, outside = (part.sum((1, 2), keepdim=True) for part in (foreground, other))
+        inside, outside = (part.sum((-2, -1), keepdim=True) for part in (foreground, other))
         other = other * torch.where(outside > inside, inside / outside, 1)
     return foreground - other
 

@@ -133,6 +133,10 @@ def test_balanced_background_counts_at_most_as_much_as_the_object() -> None:
     background = torch.tensor([[[0.5, 0.7], [1.0, 0.0]]])  # the rest of the first and the last token is ignored
     found = token_signs(soft, background, ce=True, mask="soft", exclude=True, balance=True)
     torch.testing.assert_close(found, soft - background * 0.6 / 2.2)
+    both = torch.stack([m, m.flip(0)], 1)  # (B, K, h, w), as the network asks
+    torch.testing.assert_close(
+        token_signs(both, 1 - both, ce=True, balance=True), torch.stack([third, third.flip(0)], 1)
+    )
 
 
 def test_contrast_is_negated_by_the_opposite_mask_and_keeps_the_range() -> None:
