@@ -44,6 +44,17 @@ def test_settings_change_the_output() -> None:
         assert not any(torch.allclose(one, other) for other in outputs[:i])
 
 
+def test_convolutions_start_as_kaiming_says() -> None:
+    torch.manual_seed(0)
+    adapter = Adapter(384)
+    convolutions = [module for module in adapter.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 4
+    for conv in convolutions:
+        assert conv.weight.std().item() == pytest.approx((2 / conv.weight[0].numel()) ** 0.5, rel=0.02)
+    assert [conv.bias is None for conv in convolutions] == [True, True, True, False]
+    assert not adapter.expand.bias.any()
+
+
 def test_final_norm_is_over_channels() -> None:
     torch.manual_seed(0)
     out = Adapter(8, 16, AdapterConfig(final_ln=True))(torch.randn(2, 8, 5, 5))

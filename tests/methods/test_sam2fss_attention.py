@@ -201,6 +201,10 @@ def test_the_bias_is_in_float32_whatever_the_keys_are() -> None:
     scores = torch.randn(2, 1, N, N).bfloat16()
     assert torch.equal(calibration_bias(scores, likeness), calibration_bias(scores.float(), likeness))
     assert likeness.dtype == calibration_bias(scores, likeness).dtype == torch.float32
+    module, scores, bank_keys = attention(), torch.randn(2, 1, N, 2 * N), torch.randn(2, 1, 2 * N, WIDTH)
+    expected = module._calibrated(scores, bank_keys, bank_keys, Calibration(masks()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module._calibrated(scores, bank_keys, bank_keys, Calibration(masks())), expected)
 
 
 def test_no_gradient_through_the_bias_unless_asked_for() -> None:

@@ -157,6 +157,18 @@ def test_similarities_follow_the_type_of_the_features() -> None:
     assert 1e-4 < (half.fg - exact.fg).abs().max() < 0.05
 
 
+def test_similarities_stay_in_float32_under_autocast() -> None:
+    query, support, masks = features(shot=2)
+    exact = pseudo_prompt(query, support, masks)
+    refined = memory_refinement(*memories(shot=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in (
+            (pseudo_prompt(query, support, masks), exact),
+            (memory_refinement(*memories(shot=2)), refined),
+        ):
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 # -- refinement -------------------------------------------------------------------------------------------------------
 
 
