@@ -118,7 +118,7 @@ class Trainable(LightningModule, ABC):
         """SHA-256 over names, types, shapes and bytes of all weights and buffers (or of those below `only`)."""
 
         def counts(name: str) -> bool:
-            return not name.startswith("metric.") and (only is None or name.startswith(tuple(f"{p}." for p in only)))
+            return only is None or name.startswith(tuple(f"{part}." for part in only))
 
         return tensors_sha256({name: value for name, value in self.state_dict().items() if counts(name)})
 
@@ -163,9 +163,7 @@ class Trainable(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, plus the hash of the frozen weights it belongs to."""
         state, frozen = checkpoint["state_dict"], self.frozen_names()
-        checkpoint["state_dict"] = {
-            name: value for name, value in state.items() if name not in frozen and not name.startswith("metric.")
-        }
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
         # our own entry instead of Lightning's `hyper_parameters`, which its command line would merge over the config
         for key in ("hyper_parameters", "hparams_name", "hparams_type"):
             checkpoint.pop(key, None)

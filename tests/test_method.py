@@ -305,6 +305,21 @@ def test_stored_features_belong_to_the_code_that_made_them(tmp_path: Path, monke
     assert kinds[0] != kinds[1] == kinds[2]
 
 
+def test_the_code_of_a_base_is_part_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_child.py").write_text("from own_base import Base\n\n\nclass Child(Base):\n    pass\n")
+    hashes = []
+    for number in (1, 2, 2):
+        (tmp_path / "own_base.py").write_text(
+            f"from tests.toy import FreeMethod\n\n\nclass Base(FreeMethod):\n    number = {number}\n"
+        )
+        for name in ("own_base", "own_child"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        hashes.append(code_sha256(importlib.import_module("own_child").Child, FreeMethod))
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
 def test_code_without_a_file_is_told_apart() -> None:
     def typed(number: int) -> type:
         values: dict[str, Any] = {"FreeMethod": FreeMethod, "__name__": "typed"}

@@ -158,8 +158,7 @@ class EncodeAhead:
             self._images = self.read([first])
             self._run(Load((first,), ()))
         room = self.cache.limit // self.cache.image_bytes
-        group = min(self.cache.group_on(self.device), max(1, room))
-        loads = list(plan(self.uses, room, group, self.cache.keys()))
+        loads = list(plan(self.uses, room, self.cache.group_on(self.device), self.cache.keys()))
         keys = [key for load in loads for key in load.images]
         self._tell(len({key for batch in self.uses for key in batch}), len(keys) + alone)
         self._images = self.read(keys)

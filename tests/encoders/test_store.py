@@ -377,3 +377,17 @@ def test_all_that_moves_a_feature_is_in_its_kind(tmp_path: Path) -> None:
     found = [encoder(pixels)["block1"] for encoder in encoders]
     assert not any(torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
     assert len({encoder.kinds()[1] for encoder in encoders}) == len(encoders)
+
+
+def test_what_is_dropped_makes_room() -> None:
+    cache, images = FeatureCache(megabytes=2 * 12 / 2**20), torch.rand(4, 3, 1, 1)
+
+    def features(keys: list[str]) -> None:
+        cache.features(keys, images[: len(keys)], lambda x: {"same": x})
+
+    cache.hold(["a", "b"], images[:2], lambda x: {"same": x})
+    cache.drop(["a", "b"])
+    features(["c", "d"])
+    assert cache.keys() == ["c", "d"]
+    features(["e"])
+    assert cache.keys() == ["d", "e"]

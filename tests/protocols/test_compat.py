@@ -126,6 +126,20 @@ def test_bam_lists_are_in_image_order_and_classes_are_those_present() -> None:
     assert all(e.supports[0].startswith(f"img{e.class_id:02d}") for e in manifest.episodes)
 
 
+def test_bam_draws_supports_from_lists_in_image_order() -> None:
+    """Whatever the order in which a data set gives the pairs of a class."""
+
+    class Mixed(CompatToy):
+        def ordered_pairs(self, fold: int) -> list[tuple[int, str]]:
+            return super().ordered_pairs(fold)[::-1]
+
+        def ordered_images(self, fold: int) -> list[str]:
+            return CompatToy().ordered_images(fold)
+
+    one, other = (build_manifest(data, 0, 2, protocol="bam-compat", episodes=24) for data in (CompatToy(), Mixed()))
+    assert one.episodes == other.episodes
+
+
 def test_a_class_that_no_episode_is_drawn_of_is_listed() -> None:
     """As hair drier among the first 1000 images of COCO-20i's fold 2 (protocols.md section 0, item 6)."""
 
