@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from datamodules.parallel import pins_memory
+from fssbench.cli.trainer import progress_bar_on_cuda
 from fssbench.encoders.ahead import as_input
 from fssbench.encoders.cache import numerics
 from fssbench.encoders.sam2 import rope_attentions
@@ -27,7 +31,7 @@ from methods.prototype import Prototype
 from methods.prototype.model import widest_float
 from tests.fake_gpu import CUDA, Copies, fake_gpu, on_gpu
 from tests.methods.test_fsdino_module import CORR, make_method
-from tests.toy import FreeMethod, Toy, on_process
+from tests.toy import ColourMethod, FreeMethod, Toy, on_process
 
 
 def sam2(**settings: Any) -> FewShotMethod:
@@ -188,3 +192,22 @@ def test_stored_features_know_how_convolutions_are_rounded(monkeypatch: pytest.M
     after = numerics(cpu, "32-true"), numerics(cuda, "32-true")
     assert after[0] == before[0]
     assert after[1] != before[1]
+
+
+def test_a_progress_bar_on_cuda_waits_for_a_tenth_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    get_metrics = TQDMProgressBar.get_metrics
+
+    def counted(self: TQDMProgressBar, trainer: Any, module: Any) -> Any:
+        asked.append(trainer.global_step)
+        return get_metrics(self, trainer, module)
+
+    monkeypatch.setattr(TQDMProgressBar, "get_metrics", counted)
+    bars = progress_bar_on_cuda([])
+    assert progress_bar_on_cuda(bars) == []
+    trainer = Trainer(
+        max_epochs=1, limit_val_batches=0, callbacks=bars, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(ColourMethod(), datamodule=Toy(image_size=8, episodes_per_epoch=30, batch_size=1))
+    assert 0 < len(asked) <= 5

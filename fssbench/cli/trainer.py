@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
@@ -217,6 +217,9 @@ class FssbenchCLI(LightningCLI):
                 kwargs["logger"] = False
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(self.run_dir / "predictions"))
+        on_cuda = config.get("accelerator") in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()
+        if on_cuda and config.get("enable_progress_bar") is not False:
+            callbacks += progress_bar_on_cuda(callbacks)
         kwargs["default_root_dir"] = str(config.get("default_root_dir") or self.run_dir)
         kwargs |= self._settings_of_the_method(config)
         torch.backends.cudnn.allow_tf32 = (
@@ -338,6 +341,12 @@ def checkpoint_facts(path: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no checkpoint. {hint}")
     return content.get("fssbench")
+
+
+def progress_bar_on_cuda(callbacks: list[Callback]) -> list[Callback]:
+    """A progress bar that shows the loss of every tenth step, where there is none among the callbacks: to show it the GPU is
+    waited for, and by default that would be after each step."""
+    return [] if any(isinstance(c, ProgressBar) for c in callbacks) else [TQDMProgressBar(refresh_rate=10)]
 
 
 def default_loggers(run_dir: Path) -> list[Logger]:
