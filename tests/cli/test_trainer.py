@@ -253,7 +253,7 @@ def test_a_result_of_other_weights_is_not_replaced_unasked(fitted: Path, capsys:
     state["state_dict"]["bias"] += 1
     torch.save(state, "other.ckpt")
     line = error_line(capsys, ["test", *TRAINED, "--ckpt_path", "other.ckpt"])
-    assert "other weights or episodes" in line
+    assert "other weights, episodes or precision" in line
     assert "--overwrite always" in line
 
 

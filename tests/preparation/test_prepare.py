@@ -264,7 +264,9 @@ def test_a_list_that_cannot_be_fetched_leaves_the_users_files(
 
     monkeypatch.setattr(prepare, "fetch", broken)
     assert main(["prepare", "coco20i", "--root", str(tmp_path), "--subset", "--download"]) == 0
-    assert capsys.readouterr().out.count("note: Cannot download val.txt.") == 2
+    out = capsys.readouterr().out
+    assert out.count("note: Cannot download val.txt.") == 2
+    assert "hsnet-compat fold 1 cannot run: The lists hold folds [0], not fold 1. Add its file." in out
     assert sorted((tmp_path / "lists").rglob("*")) == [mine.parent, mine]
 
 

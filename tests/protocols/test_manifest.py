@@ -196,12 +196,6 @@ def test_canonical_text_has_no_trailing_newline() -> None:
     assert not text.endswith("\n")
 
 
-def test_classes_are_in_the_order_of_their_labels() -> None:
-    """Of text, so 101 comes before 11; else the canonical text of sets with more than 99 classes would be another one."""
-    manifest = build_manifest(ToyDataset({11: 6, 101: 6, 12: 6}), 1, 1, episodes_per_class=2)
-    assert [e.class_id for e in manifest.episodes] == [101, 101, 11, 11]
-
-
 def test_verifying_takes_the_seed_of_the_manifest() -> None:
     assert verify_manifest(build_manifest(ToyDataset(), 0, 1, 3), ToyDataset()) == []
 
