@@ -199,6 +199,17 @@ def plain(prompt: CorrelationPrompt, query: list[Tensor], support: list[Tensor],
     return prompt.head(x.mean((1, 2)).permute(0, 3, 1, 2))
 
 
+def assert_same(prompt: CorrelationPrompt, out: Tensor, expected: Tensor) -> None:
+    """The same values, and the same gradients of all weights."""
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    wanted = list(prompt.parameters())
+    grad = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_reader_equals_plain_operations(groups: Any, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +218,7 @@ def test_reader_equals_plain_operations(groups: Any, recompute: bool, monkeypatc
     prompt = make(config=config, recompute=recompute)
     query, support, s = maps(1), maps(2), signs()
     out, expected = prompt(match(prompt, query, support, s)), plain(prompt, query, support, s)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
-    wanted = list(prompt.parameters())
-    grad = torch.randn_like(out)
-    for ours, theirs in zip(
-        torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same(prompt, out, expected)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -234,13 +239,7 @@ def test_tokens_without_a_sign_are_not_correlated(recompute: bool, monkeypatch: 
     monkeypatch.setattr(module, "correlation", counting)
     out, expected = prompt(match(prompt, query, support, s)), plain(prompt, query, support, s)
     assert sum(asked) == 36 * (4 + 6 + 1 + 2)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
-    wanted = list(prompt.parameters())
-    grad = torch.randn_like(out)
-    for ours, theirs in zip(
-        torch.autograd.grad(out, wanted, grad), torch.autograd.grad(expected, wanted, grad), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    assert_same(prompt, out, expected)
 
 
 def test_a_support_without_any_sign_gives_numbers_and_gradients() -> None:
