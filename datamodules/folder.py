@@ -77,7 +77,7 @@ class FolderDataset(FewShotDataset):
         self._first_mask: dict[int, str] = {}  # where each class was first seen
         self._counted: list[str] = []  # a line for each mask that may be tested
         self._candidates = {part: self._add(part, pairs[part], ids) for part in parts}
-        self.mask_renderer += f"-{sha256_text(''.join(self._counted))[:12]}"
+        self.mask_renderer += f"-{sha256_text(''.join(sorted(self._counted)))[:12]}"
         self.class_names = self._index_names() if index else {class_id: name for name, class_id in ids.items()}
         self._check_classes()
 
