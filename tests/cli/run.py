@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fssbench.cli import main
+from fssbench.cli.launching import Cell
 
 CHECKPOINT = "runs/colourmethod/toy/fold0/last.ckpt"
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
@@ -55,3 +56,8 @@ def error_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     assert len(lines) == 1, lines
     assert lines[0].startswith("fssbench: ")
     return lines[0]
+
+
+def verb_cells(*verbs: str) -> list[Cell]:
+    """Cells of a grid, `cell 0`, `cell 1`, ..., that run these words."""
+    return [Cell(f"cell {number}", tuple(verb.split())) for number, verb in enumerate(verbs)]

@@ -8,25 +8,24 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
-from fssbench.cli import grid, launching, main, progress
+from fssbench.cli import grid, main, progress
 from fssbench.cli.grid import Axes, cell_arguments, option, take_axes
-from fssbench.cli.launching import Cell, LocalLauncher, Outcome, SubmititLauncher, Watcher
+from fssbench.cli.launching import Cell, LocalLauncher, Outcome, Watcher
 from fssbench.cli.progress import LiveProgress, duration
 from fssbench.cli.suite import read_suite
 from fssbench.errors import UserError
 from fssbench.results.boards import load_board
 from fssbench.results.failures import failures
 from fssbench.results.store import ResultStore
+from tests.cli.run import verb_cells
 
 TOY = ["--model", "tests.toy.FreeMethod", "--data", "tests.toy.Toy", "--trainer.accelerator", "cpu",
        "--trainer.enable_progress_bar", "false", "--name", "free"]  # fmt: skip
@@ -201,74 +200,6 @@ def test_mistakes_in_the_words_of_a_grid_are_refused(here: Path, words: str, exp
         grid.run("test", words.split())
 
 
-# -- launchers, with real processes of light verbs ----------------------------------------------------------------------
-
-
-def _cells(*verbs: str) -> list[Cell]:
-    return [Cell(f"cell {number}", tuple(verb.split())) for number, verb in enumerate(verbs)]
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_cells_run_in_processes_of_their_own(jobs: int, capfd: pytest.CaptureFixture[str]) -> None:
-    ended = LocalLauncher(jobs).run(_cells("--version", "tets", "--version"))
-    found = {cell.name: outcome for cell, outcome in ended}
-    assert sorted((name, outcome.state) for name, outcome in found.items()) == [
-        ("cell 0", "done"),
-        ("cell 1", "failed"),
-        ("cell 2", "done"),
-    ]
-    failed = next(outcome for outcome in found.values() if outcome.status)
-    assert failed.message == "Unknown verb 'tets'. Did you mean 'test'? See fssbench --help."
-    shown = capfd.readouterr().out + "".join(outcome.output for outcome in found.values())
-    assert shown.count("fssbench ") == 2
-
-
-def test_ctrl_c_in_a_run_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, ...]] = []
-
-    def interrupted(arguments: tuple[str, ...], live: bool, heard: None, gpu: None) -> Outcome:
-        calls.append(arguments)
-        return Outcome(130, "interrupted", 0.0, "")
-
-    monkeypatch.setattr(launching, "run_cell", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(LocalLauncher().run(_cells("--version", "--version")))
-    assert len(calls) == 1
-
-
-def test_runs_at_a_time_see_one_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    both, seen = threading.Barrier(2, timeout=60), list[str | None]()
-
-    def run_cell(arguments: tuple[str, ...], live: bool, heard: None, gpu: str | None) -> Outcome:
-        seen.append(gpu)
-        both.wait()
-        return Outcome(0, "", 0.0, "")
-
-    monkeypatch.setattr(launching, "run_cell", run_cell)
-    for jobs, gpus in ((2, ["0", "3", "5"]), (2, ["7"]), (2, [])):
-        seen.clear()
-        assert len(list(LocalLauncher(jobs, gpus=gpus).run(_cells("a", "b")))) == 2
-        assert sorted(map(str, seen)) == sorted(map(str, [*gpus, *gpus, None, None][:2]))
-
-
-def test_a_run_sees_the_gpu_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[str | None] = []
-    start = subprocess.Popen
-
-    def started(command: list[str], env: dict[str, str], **kwargs: Any) -> Any:
-        given.append(env.get("CUDA_VISIBLE_DEVICES"))
-        return start([sys.executable, "-c", ""], env=env, **kwargs)
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2")
-    monkeypatch.setattr(subprocess, "Popen", started)
-    assert launching.visible_gpus() == ["0", "2"]
-    assert [launching.run_cell(["x"], gpu=gpu).status for gpu in ("2", None)] == [0, 0]
-    assert given == ["2", "0, 2"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert launching.visible_gpus() == ["0", "1"]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [("", ["0", "1"]), ("--trainer.devices 1", ["0", "1"]), ("--trainer.devices 2", ()), ("--config two.yaml", ()),
@@ -294,33 +225,12 @@ def test_gpus_are_shared_out_unless_a_run_asks_for_several(
     assert made == [expected]
 
 
-def test_a_character_may_be_cut_in_two_while_it_is_read() -> None:
-    said, heard = "Datensätze → größer\n" * 1000, list[str]()
-    launching._watch(io.BytesIO(said.encode()), [heard.append])
-    assert len(heard) > 1
-    assert "".join(heard) == said
-
-
-def test_submitit_runs_cells_and_reports_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit", reason="needs the extra slurm: pip install 'fssbench[slurm]'")
-    launcher = SubmititLauncher("local", 2, {"timeout_min": 2}, tmp_path / "jobs")
-    found = {cell.name: outcome for cell, outcome in launcher.run(_cells("--version", "tets"))}
-    assert {name: outcome.state for name, outcome in found.items()} == {"cell 0": "done", "cell 1": "failed"}
-    assert found["cell 0"].output.startswith("fssbench ")
-    assert "Unknown verb 'tets'" in found["cell 1"].message
-    with pytest.raises(UserError, match="--slurm: .*speed"):
-        SubmititLauncher("local", 1, {"speed": 5}, tmp_path / "jobs")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="--launcher slurm: .*srun.*Start it on a login node"):
-        SubmititLauncher("slurm", 1, {}, tmp_path / "jobs")
+# -- the display ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (89, "89 s"), (100, "2 min"), (12_000, "3 h 20 min")])
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
-
-
-# -- the display ------------------------------------------------------------------------------------------------------
 
 
 def _outcome(status: int = 0, message: str = "", seconds: float = 60.0) -> Outcome:
@@ -331,7 +241,7 @@ def test_the_display_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> No
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "time", lambda: clock[0])
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    cells = _cells("a", "b", "c", "d", "e", "f")
+    cells = verb_cells("a", "b", "c", "d", "e", "f")
     shown = LiveProgress("test", 6, 2, console)
     shown.started(cells[0])
     shown.started(cells[1])
