@@ -139,10 +139,11 @@ def test_training_a_small_sam2(tmp_path: Path, here: Here) -> None:
     build_sam2(weights=str(tmp_path / "shapes_sam2.pt"), image_size=128, config=config)
 
 
-def test_warm_cache(here: Here) -> None:
+@pytest.mark.parametrize(("preset", "name"), [([], "fsdino"), (["--preset", "comp"], "comp")])
+def test_warm_cache(preset: list[str], name: str, here: Here) -> None:
     smallest = ["--size", "tiny", "--episodes", "2", "--images", "3", "--shots", "1", "--rounds", "1"]
-    rows = here("warm_cache.py", "--methods", "fsdino", *smallest)
-    assert [row[:2] for row in rows] == [["fsdino", "1"]]
+    rows = here("warm_cache.py", "--methods", "fsdino", *smallest, *preset)
+    assert [row[:2] for row in rows] == [[name, "1"]]
     assert all(float(cell) > 0 for cell in rows[0][2:7])
 
 
@@ -185,8 +186,9 @@ def test_contrast(here: Here) -> None:
 CORRELATION = ["--grid", "6", "--blocks", "2", "--channels", "8"]
 
 
-def test_correlation_sides_agree_and_are_timed(here: Here) -> None:
-    rows = here("correlation.py", "--rounds", "1", "--no-memory", *CORRELATION)
+@pytest.mark.parametrize("contrast", [[], ["--object", "0.3"]])
+def test_correlation_sides_agree_and_are_timed(contrast: list[str], here: Here) -> None:
+    rows = here("correlation.py", "--rounds", "1", "--no-memory", *CORRELATION, *contrast)
     assert [row[1] for row in rows] == ["plain", "ours", "recomputing", "plain", "ours"]
     assert all(float(row[2]) > 0 for row in rows)
 
