@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from functools import reduce
+from functools import cached_property, reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -289,10 +289,10 @@ class FssbenchCLI(LightningCLI):
     def check_checkpoint(self) -> None:
         """Refuse a missing, damaged or foreign checkpoint, one of another method or other settings, and one whose training has
         seen the classes that are novel here."""
-        path = self._own(self.config_init).get("ckpt_path")
+        path = self._own(self.config).get("ckpt_path")
         if path is None:
             return
-        facts = checkpoint_facts(path)
+        facts = self._checkpoint_facts
         problem = self.model.checkpoint_problem(facts)
         if facts is not None and problem is None and isinstance(self.datamodule, EpisodicDataModule):
             problem = self.datamodule.training_problem(facts.get("training", {}), goes_on=self.subcommand == "fit")
@@ -307,12 +307,16 @@ class FssbenchCLI(LightningCLI):
         path = own.get("ckpt_path")
         if path is None:
             return
-        facts = checkpoint_facts(path)
+        facts = self._checkpoint_facts
         package, _, name = own["model"].class_path.rpartition(".")
         settings = facts["settings"] if facts else {}
         problem = checkpoint_mismatch(facts, class_path(getattr(import_module(package), name)), settings)
         if problem:
             raise UserError(f"{path}: {problem}")
+
+    @cached_property
+    def _checkpoint_facts(self) -> dict[str, Any] | None:
+        return checkpoint_facts(self._own(self.config)["ckpt_path"])
 
     def recorded_config(self) -> dict[str, Any]:
         """The whole resolved configuration as plain values, for records and run folders."""
